@@ -1,0 +1,78 @@
+"""The pair, and what is said of it: shared text, layout, commands."""
+import fnmatch
+import os
+import re
+
+import pytest
+
+from conftest import PROJECT
+
+BIGRAM, GPT, README = ((PROJECT / name).read_text(encoding='utf-8')
+                       for name in ('bigram.py', 'gpt.py', 'README.md'))
+
+
+def between(text, first, after):
+    """The part of a text from the words `first` to just before the words `after`."""
+    return text[text.index(first):text.index(after, text.index(first))]
+
+
+@pytest.mark.parametrize('first, after', [
+    ('# --- Settings that', 'for name in ('),
+    ('torch.manual_seed(seed)', '# --- The model'),
+    ('    def forward(self, idx, targets', '        """Token ids'),
+    ('        """Token ids', '        """\n'),
+    ('        if targets is None', '    @torch.no_grad()\n    def generate'),
+    ('            logits, _ = self(idx', '            logits = logits[:, -1]'),
+    ('            drawn =', '\n\n\nmodel ='),
+    ('    need(min(len(train_data)', '         f\'{block_size}'),
+    ("            x, y = get_batch('train')", '            schedule.step()'),
+])
+def test_what_the_two_scripts_share_is_the_same_text(first, after):
+    """So that `diff bigram.py gpt.py` shows what a transformer adds, and nothing else."""
+    if first.startswith('            x, y'):  # one step of training stands a level deeper in gpt.py
+        deeper = between(GPT, first.replace('    x', '        x', 1)[4:], 'schedule.step()')
+        assert [line.strip() for line in between(BIGRAM, first.strip(), 'schedule.step()').split('\n')] == \
+            [line.strip() for line in deeper.split('\n')]
+    else:
+        assert between(BIGRAM, first, after) == between(GPT, first, after)
+
+
+def test_both_end_with_the_same_generation():
+    end = '    # --- Generation'
+    assert BIGRAM[BIGRAM.index(end):] == GPT[GPT.index(end):]
+    assert GPT.endswith('''
+    context = torch.zeros((1, 1), dtype=torch.long, device=device)
+    print(decode(m.generate(context, max_new_tokens=500)[0].tolist()))
+''')
+
+
+def test_each_script_stands_alone():
+    for script in (BIGRAM, GPT):
+        imported = re.findall(r'(?m)^(?:import|from) (\w+)', script)
+        assert set(imported) <= {'argparse', 'math', 'sys', 'time', 'warnings', 'pathlib', 'torch'}
+
+
+def test_a_hyperparameter_is_one_line_with_a_remark_at_the_left_margin():
+    for script in (BIGRAM, GPT):
+        section = between(script, '# --- Hyperparameters', '# --- Settings').strip().split('\n')
+        assert all(re.fullmatch(r'[a-z_]+ = \S.*?  # \S.*', line) for line in section[1:]), section
+
+
+def test_lines_are_short():
+    assert all(len(line) <= 100 for script in (BIGRAM, GPT) for line in script.split('\n'))
+
+
+def test_the_top_level_holds_what_it_should_and_nothing_else():
+    ignored = (PROJECT / '.gitignore').read_text().split()
+    found = [name for name in os.listdir(PROJECT) if not name.startswith('.')
+             and not any(fnmatch.fnmatch(name, pattern.rstrip('/')) for pattern in ignored)]
+    assert sorted(found) == ['README.md', 'bigram.py', 'gpt.py', 'input.txt', 'requirements.txt', 'tests']
+
+
+def test_the_readmes_commands_are_whole_lines_that_name_what_exists():
+    commands = re.findall(r'(?ms)^```sh\n(.*?)^```', README)
+    assert commands[0] == 'python -m pip install -r requirements.txt && python gpt.py\n'
+    assert commands[1] == 'python -m pip install -r requirements.txt pytest && python -m pytest\n'
+    for command in commands:
+        for file in re.findall(r'(?<=\s)[\w/.-]+\.(?:py|txt)(?=\s)', command):
+            assert (PROJECT / file).exists(), file
