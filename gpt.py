@@ -299,7 +299,7 @@ if __name__ == '__main__':
               f'{n_parameters:,} parameters; {max_iters:,} steps on {device}')
         save()  # if the folder cannot be written to, now is the time to know
         unfinished.unlink()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), fused=True)
         # The first gradients are wild, so the step size rises from almost 0; then down, to settle.
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warmup_iters, 1 - step / max_iters))
