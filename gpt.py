@@ -22,15 +22,15 @@ import torch.nn.functional as F
 # --- Hyperparameters: change them, run again, and see.
 device = 'cuda' if torch.cuda.is_available() else 'cpu'  # where the arithmetic happens
 gpu = device == 'cuda'  # where a line has two values, the first is for a GPU, the second for a CPU
-batch_size = 64 if gpu else 12  # how many pieces of text one training step looks at
-block_size = 256 if gpu else 128  # how many characters long each piece is: as far as it looks back
-max_iters = 5000 if gpu else 3000  # training steps
-eval_interval = 500 if gpu else 250  # steps from one loss estimate to the next
-eval_iters = 50 if gpu else 20  # batches that one estimate averages, for each split
-learning_rate = 1e-3 if gpu else 4e-3  # size of the largest steps
+batch_size = 64 if gpu else 16  # how many pieces of text one training step looks at
+block_size = 256 if gpu else 64  # how many characters long each piece is: as far as it looks back
+max_iters = 5000 if gpu else 6000  # training steps
+eval_interval = 500  # steps from one loss estimate to the next
+eval_iters = 40  # batches that one estimate averages, for each split
+learning_rate = 1e-3 if gpu else 2e-3  # size of the largest steps
 warmup_iters = 100  # steps in which the learning rate rises to that; then it falls to 0
 n_embd = 384 if gpu else 128  # numbers that describe a character on its way through the model
-n_head = 6 if gpu else 4  # attention heads in a block, each n_embd / n_head numbers wide
+n_head = 6 if gpu else 2  # attention heads in a block, each n_embd / n_head numbers wide
 n_layer = 6 if gpu else 4  # blocks, one after another
 dropout = 0.2 if gpu else 0.0  # share of the numbers silenced in training, against memorising
 fused_attention = True  # torch's fast attention; False: the same thing, spelled out
@@ -199,9 +199,12 @@ class GPTLanguageModel(nn.Module):
         self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size)  # a logit for each character
-        # Embeddings start small, and so does the output: a fresh model has no opinion.
-        for part in (self.token_embedding_table, self.position_embedding_table, self.lm_head):
-            nn.init.normal_(part.weight, std=0.02)
+        nn.init.normal_(self.token_embedding_table.weight, std=0.1)
+        nn.init.normal_(self.position_embedding_table.weight, std=0.1)
+        nn.init.normal_(self.lm_head.weight, std=0.02)  # no opinion yet: all nearly equally likely
+        for block in self.blocks:  # each adds little at first, so that their sum stays moderate
+            for last in (block.sa.proj, block.ffwd[2]):
+                last.weight.data /= math.sqrt(2 * n_layer)
 
     @torch.autocast('cuda', dtype=torch.bfloat16, enabled=gpu)  # matrix work at half the bits
     def forward(self, idx, targets=None):
@@ -299,7 +302,8 @@ if __name__ == '__main__':
               f'{n_parameters:,} parameters; {max_iters:,} steps on {device}')
         save()  # if the folder cannot be written to, now is the time to know
         unfinished.unlink()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), fused=True)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
         # The first gradients are wild, so the step size rises from almost 0; then down, to settle.
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warmup_iters, 1 - step / max_iters))
@@ -313,14 +317,14 @@ if __name__ == '__main__':
                       f"val loss {losses['val']:.4f}, "
                       f'{1000 * pace:.0f} ms a step, {(max_iters - step) * pace:.0f} s left')
                 need(losses['val'] < math.inf, 'the loss has left the numbers: lower learning_rate')
-                with torch.random.fork_rng([device] if gpu else []):  # to watch is not to disturb
-                    context = torch.zeros((1, 1), dtype=torch.long, device=device)
-                    sample = decode(m.generate(context, max_new_tokens=80)[0].tolist())
-                print('    ' + sample.strip().replace('\n', ' / '))
                 if step > 0 and losses['val'] < best:
                     best = losses['val']
                     save()
                     unfinished.replace(kept)
+                with torch.random.fork_rng([device] if gpu else []):  # to watch is not to disturb
+                    context = torch.zeros((1, 1), dtype=torch.long, device=device)
+                    sample = decode(m.generate(context, max_new_tokens=80)[0].tolist())
+                print('    ' + sample.strip().replace('\n', ' / '))
             if step == max_iters:
                 break
             x, y = get_batch('train')
