@@ -18,9 +18,9 @@ import torch.nn.functional as F
 device = 'cuda' if torch.cuda.is_available() else 'cpu'  # where the arithmetic happens
 batch_size = 64  # how many pieces of text one training step looks at
 block_size = 32  # how many characters long each piece is
-max_iters = 1000  # training steps
-eval_interval = 250  # steps from one loss estimate to the next
-eval_iters = 20  # batches that one estimate averages, for each split
+max_iters = 800  # training steps
+eval_interval = 200  # steps from one loss estimate to the next
+eval_iters = 10  # batches that one estimate averages, for each split
 learning_rate = 0.1  # size of the first step; from there it falls to 0
 seed = 1337  # same seed, same machine: same losses, same text
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,17 @@ def run(script, *arguments, **options):
     process = start(script, *arguments, **options)
     out, err = process.communicate(timeout=120)
     return out, err, process.returncode
+
+
+def run_all(scripts):
+    """run, for several scripts at the same time."""
+    processes = [start(script) for script in scripts]
+    return [(*process.communicate(timeout=120), process.returncode) for process in processes]
+
+
+def fresh(folder):
+    """A new folder inside a folder."""
+    return Path(tempfile.mkdtemp(dir=folder))
 
 
 def load(folder, script, text=PLAY, **hyperparameters):

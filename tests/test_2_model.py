@@ -37,11 +37,16 @@ def test_the_loss_is_the_mean_of_minus_ln_of_the_right_answers_probability(eithe
     assert loss.item() == pytest.approx(-right.log().mean().item(), abs=1e-5)
 
 
-def test_a_fresh_model_is_as_wrong_as_chance(either):
-    """It knows nothing, so it should claim nothing: a loss far above ln(vocab_size) is a claim."""
-    losses = either.estimate_loss()
-    assert losses['train'] == pytest.approx(math.log(either.vocab_size), abs=0.1)
-    assert losses['val'] == pytest.approx(math.log(either.vocab_size), abs=0.1)
+def test_a_fresh_model_is_about_as_wrong_as_chance(tmp_path):
+    """It knows nothing. A loss far above ln(vocab_size) would be a claim, wrongly made.
+
+    The bigram's table of zeros claims nothing at all. The GPT's random last layer has some mild
+    opinions, logits of size 0.6 or so, and those cost up to 0.3 nats.
+    """
+    bigram = load(tmp_path, 'bigram.py')
+    assert bigram.estimate_loss()['val'] == pytest.approx(math.log(bigram.vocab_size), abs=1e-4)
+    gpt = load(tmp_path, 'gpt.py', eval_iters=2)
+    assert gpt.estimate_loss()['val'] == pytest.approx(math.log(gpt.vocab_size), abs=0.35)
 
 
 @pytest.mark.parametrize('fused_attention', [True, False])

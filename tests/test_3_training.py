@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import PLAY, SMALL, load, put, run
+from conftest import PLAY, SMALL, fresh, load, put, run, run_all
 
 
 def test_every_estimate_scores_the_same_windows(either):
@@ -82,9 +82,8 @@ def test_the_bigrams_trained_table_matches_the_counts_of_the_text(tmp_path, caps
 @pytest.mark.parametrize('script', ['bigram.py', 'gpt.py'])
 def test_the_same_seed_gives_the_same_losses_and_the_same_text(tmp_path, script):
     small = SMALL if script == 'gpt.py' else dict(max_iters=20, eval_interval=10, eval_iters=2)
-    first, second, other = [
-        re.sub(r'\d+ ms a step, \d+ s left', '', run(put(tmp_path, script, **small, seed=seed))[0])
-        for seed in (1, 1, 2)]
+    scripts = [put(fresh(tmp_path), script, **small, seed=seed) for seed in (1, 1, 2)]
+    first, second, other = [re.sub(r'\d+ ms a step, \d+ s left', '', out) for out, _, _ in run_all(scripts)]
     assert 'step 20' in first and len(first) > 500
     assert first == second != other
 
@@ -100,11 +99,12 @@ def test_training_lowers_the_loss_and_ends_with_the_promised_text(tmp_path):
 
 def test_how_often_one_watches_does_not_change_what_is_learned(tmp_path):
     """Estimates and samples draw random numbers; training must not notice."""
-    last = []
-    for eval_interval in (5, 20):
-        out, _, _ = run(put(tmp_path, 'gpt.py', **{**SMALL, 'eval_interval': eval_interval, 'dropout': 0.2}))
-        last.append(re.search(r'step 20: train loss [\d.]+, val loss [\d.]+', out).group())
-    assert last[0] == last[1]
+    often, seldom = [
+        re.search(r'step 20: train loss [\d.]+, val loss [\d.]+', out).group()
+        for out, _, _ in run_all([
+            put(fresh(tmp_path), 'gpt.py', **{**SMALL, 'eval_interval': interval, 'dropout': 0.2})
+            for interval in (5, 20)])]
+    assert often == seldom
 
 
 def test_a_run_says_what_it_is_about_to_do_and_then_how_it_goes(tmp_path):

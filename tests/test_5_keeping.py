@@ -28,13 +28,13 @@ def test_gpt_pt_holds_the_weights_the_vocabulary_and_the_hyperparameters(tmp_pat
 
 
 def test_the_best_weights_are_kept_and_written_with_not_the_last(tmp_path):
-    """A learning rate that is too high ruins what it has learned; gpt.pt remembers."""
-    play = 'abcdefgh' * 200
-    out, _, status = run(put(tmp_path, 'gpt.py', play + play[::-1], **{
-        **SMALL, 'max_iters': 60, 'eval_interval': 2, 'learning_rate': 0.02, 'top_k': 1}))
+    """What it learns of the first part, that a and b alternate, is ever less true of the last."""
+    play = 'ab' * 450 + 'aabb' * 25
+    out, _, status = run(put(tmp_path, 'gpt.py', play, **{
+        **SMALL, 'max_iters': 60, 'eval_interval': 4, 'learning_rate': 0.02, 'top_k': 1}))
     losses = [float(loss) for loss in re.findall(r'step \d+: .*val loss (\d+\.\d+)', out)]
     assert status == 0 and min(losses[1:]) < losses[-1]
-    gpt = load(tmp_path, 'gpt.py', play + play[::-1], **{**SMALL, 'top_k': 1})
+    gpt = load(tmp_path, 'gpt.py', play, **SMALL, top_k=1)
     gpt.model.load_state_dict(kept(tmp_path)['model'])
     assert abs(gpt.estimate_loss()['val'] - min(losses[1:])) < 1e-3
     text = gpt.decode(gpt.model.generate(torch.zeros(1, 1, dtype=torch.long), 500)[0].tolist())
@@ -85,7 +85,7 @@ def test_ctrl_c_before_anything_is_learned_keeps_an_earlier_model_and_shows_no_t
 
 def test_a_kill_at_any_moment_leaves_a_whole_gpt_pt_or_none(tmp_path):
     script = put(tmp_path, 'gpt.py', **{**SMALL, 'max_iters': 10 ** 6, 'eval_interval': 1, 'eval_iters': 1})
-    for pause in (0, 0.05, 0.2, 0.5):
+    for pause in (0, 0.1, 0.4):
         process = start(script)
         wait_for(process, 'step 1:')
         time.sleep(pause)
@@ -112,7 +112,7 @@ def test_a_disk_that_fills_up_midway_leaves_the_last_whole_model(tmp_path):
 
 def test_a_progress_line_rewrites_itself_on_a_terminal_only(tmp_path):
     script = put(tmp_path, 'gpt.py', **SMALL)
-    assert '\r' not in run(script)[0]
+    piped = start(script)
     ours, its = pty.openpty()
     process = start(script, stdout=its)
     os.close(its)
@@ -123,4 +123,4 @@ def test_a_progress_line_rewrites_itself_on_a_terminal_only(tmp_path):
     except OSError:  # how a terminal says that the other side has hung up
         pass
     process.communicate()
-    assert b'step 7 of 20\r' in seen
+    assert b'step 7 of 20\r' in seen and '\r' not in piped.communicate()[0]
