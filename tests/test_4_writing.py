@@ -11,12 +11,14 @@ def test_generate_appends_and_leaves_what_it_was_given(either):
     assert longer.shape == (3, 35) and torch.equal(longer[:, :5], given)
 
 
-def test_generate_never_feeds_more_than_block_size_tokens(either):
+def test_generate_feeds_the_last_block_size_tokens_and_never_more(either):
     """Beyond that there is no position embedding; and no longer piece was ever trained on."""
-    lengths = []
-    either.model.register_forward_pre_hook(lambda model, args: lengths.append(args[0].shape[1]))
-    either.model.generate(tokens(either, 3), max_new_tokens=20)
-    assert lengths == [min(3 + i, either.block_size) for i in range(20)]
+    fed = []
+    either.model.register_forward_pre_hook(lambda model, args: fed.append(args[0]))
+    text = either.model.generate(tokens(either, 3), max_new_tokens=20)
+    assert len(fed) == 20
+    for end, piece in enumerate(fed, start=3):
+        assert torch.equal(piece, text[:, max(0, end - either.block_size):end])
 
 
 def test_generate_writes_what_the_last_position_predicts(gpt):
