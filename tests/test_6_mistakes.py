@@ -75,6 +75,7 @@ def test_a_folder_that_cannot_be_written_to_is_noticed_before_training(tmp_path)
     script = put(tmp_path, 'gpt.py', **SMALL)
     (tmp_path / 'gpt.pt.tmp').mkdir()
     assert 'cannot write' in complaint(tmp_path, script)
+    assert 'step 0' not in run(script)[0]
     (tmp_path / 'gpt.pt.tmp').rmdir()
     if os.geteuid() != 0:
         tmp_path.chmod(0o500)
