@@ -116,8 +116,11 @@ def test_a_prompt_to_a_model_of_other_hyperparameters(tmp_path):
 class Trap:
     """What a hostile file could hold: an order that loading it would carry out."""
 
+    def __init__(self, path):
+        self.path = path
+
     def __reduce__(self):
-        return os.mkdir, ('sprung',)
+        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize('foreign', ['truncated', 'text', 'weights only', 'of other shapes', 'hostile'])
@@ -134,9 +137,9 @@ def test_a_damaged_or_foreign_gpt_pt(tmp_path, foreign):
     elif foreign == 'of other shapes':
         torch.save({**saved, 'chars': saved['chars'][1:]}, path)
     else:
-        path.write_bytes(pickle.dumps(Trap()))
+        path.write_bytes(pickle.dumps(Trap(tmp_path / 'sprung')))
     assert 'gpt.pt is damaged' in complaint(tmp_path, script, '--prompt', 'The king')
-    assert not os.path.exists(os.path.expanduser('~/sprung'))
+    assert not (tmp_path / 'sprung').exists()
 
 
 @pytest.mark.parametrize('script, small', BOTH)
