@@ -3,7 +3,7 @@
     python bigram.py
 
 It reads input.txt and learns one thing: which character tends to follow which. In a few seconds
-the loss falls from 4.17 to about 2.5, and the text it writes has believable pairs of letters and
+the loss falls from 4.17 to about 2.4, and the text it writes has believable pairs of letters and
 nothing longer. That is the baseline. gpt.py is the same script with a better model in the middle:
 `diff bigram.py gpt.py` shows what a transformer adds.
 """
@@ -36,7 +36,7 @@ for name in ('batch_size', 'block_size', 'max_iters', 'eval_interval', 'eval_ite
     value = globals()[name]
     need(isinstance(value, int) and value > 0, f'{name} = {value}: use a whole number above 0')
 need(learning_rate > 0, f'learning_rate = {learning_rate}: use a number above 0')
-need(device != 'cuda' or torch.cuda.is_available(), "device = 'cuda', but there is none: use 'cpu'")
+need(device != 'cuda' or torch.cuda.is_available(), "device = 'cuda': there is none, use 'cpu'")
 torch.manual_seed(seed)
 
 # --- The text, and a tokenizer that turns it into numbers.
@@ -116,12 +116,13 @@ class BigramLanguageModel(nn.Module):
         """Token ids (B, T) to logits (B, T, vocab_size), and with targets (B, T) to the loss too.
 
         The loss is the cross-entropy in nats per character: the mean of -ln(p), p being the
-        probability that the right character got. Blind guessing costs ln(vocab_size).
+        probability that the right character got. Blind guessing costs ln(vocab_size), and least
+        of all costs to give every character the share of cases in which it really comes next.
         """
         logits = self.token_embedding_table(idx)  # (B, T, vocab_size)
         if targets is None:
             return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # B * T cases
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens):
@@ -145,7 +146,7 @@ if __name__ == '__main__':
     # Show each line at once, and a ? for a letter that the terminal does not have.
     sys.stdout.reconfigure(line_buffering=True, errors='replace')
     need(min(len(train_data), len(val_data)) > block_size,
-         f'input.txt is too short: its last tenth has {len(val_data)} characters, and block_size = '
+         f'input.txt is too short: its last tenth has {len(val_data)} characters; block_size = '
          f'{block_size} needs one more than that: add text, or lower block_size')
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     # Long strides first, short ones last: it settles, rather than circle around the best.
@@ -159,9 +160,9 @@ if __name__ == '__main__':
             break
         x, y = get_batch('train')
         logits, loss = model(x, y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        optimizer.zero_grad()  # or the gradients would add to those of the last batch
+        loss.backward()  # how the loss would change with each weight: the gradients
+        optimizer.step()  # every weight a little, against its gradient
         schedule.step()
 
     # --- Generation: from a single first character, token 0.

@@ -1,9 +1,9 @@
 """How fast, how large: python tests/benchmark.py (under five minutes; run it on a quiet machine).
 
-Three programs, each in a process of its own, take turns: bigram.py and gpt.py as they are, and gpt.py
-as a first version of it would be written. That one has a module for each head, with the attention
-spelled out; AdamW as torch gives it, unfused; and generation that forgets to switch off dropout
-and gradients. Size, data and everything else are the same.
+Three programs, each in a process of its own, take turns: bigram.py and gpt.py as they are, and
+gpt.py as a first version of it would be written. That one has a module for each head, with the
+attention spelled out; AdamW as torch gives it, unfused; and generation that forgets to switch off
+dropout and gradients. Size, data and everything else are the same.
 """
 import json
 import re
@@ -23,7 +23,8 @@ ROUNDS = 3
 def imported(script, block_size):
     """A script as a module, with another block_size than the one at its top."""
     path = PROJECT / script
-    source, found = re.subn(r'(?m)^block_size = .*$', f'block_size = {block_size}', path.read_text('utf-8'))
+    source, found = re.subn(r'(?m)^block_size = .*$', f'block_size = {block_size}',
+                            path.read_text('utf-8'))
     assert found == 1
     module = types.ModuleType(path.stem)
     module.__file__ = str(path)
@@ -40,7 +41,8 @@ def head_by_head(gpt):
         def __init__(self):
             super().__init__()
             size = gpt.n_embd // gpt.n_head
-            self.query, self.key, self.value = (nn.Linear(gpt.n_embd, size, bias=False) for _ in range(3))
+            self.query, self.key, self.value = (
+                nn.Linear(gpt.n_embd, size, bias=False) for _ in range(3))
             self.dropout = nn.Dropout(gpt.dropout)
             self.register_buffer('past', torch.ones(gpt.block_size, gpt.block_size).tril())
 
@@ -95,14 +97,16 @@ def measure(which, block_size):
     began = time.perf_counter()
     module.model.generate(context, 100)
     wait()
-    return {'step': 1000 * statistics.median(steps[3:]), 'char': 10 * (time.perf_counter() - began),
+    return {'step': 1000 * statistics.median(steps[3:]),
+            'char': 1000 * (time.perf_counter() - began) / 100,
             'batch': module.batch_size * block_size,
             'memory': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def main():
     names = ('bigram.py', 'gpt.py', 'head by head')
-    print(f'{"":14}{"context":>8}{"ms a step":>11}{"characters/s":>14}{"ms a character":>16}{"MiB":>7}')
+    columns = ('context', 'ms a step', 'characters/s', 'ms a character', 'MiB')
+    print(f'{"":14}' + ''.join(f'{column:>16}' for column in columns))
     for context in CONTEXTS:
         runs = {name: [] for name in names}
         for _ in range(ROUNDS):
@@ -110,14 +114,15 @@ def main():
                 done = subprocess.run([sys.executable, __file__, name, str(context)],
                                       capture_output=True, text=True, check=True)
                 runs[name].append(json.loads(done.stdout))
-        middle = {name: {key: statistics.median(run[key] for run in runs[name]) for key in runs[name][0]}
-                  for name in names}
+        middle = {name: {key: statistics.median(run[key] for run in runs[name])
+                         for key in runs[name][0]} for name in names}
         for name, run in middle.items():
-            print(f'{name:14}{context:8}{run["step"]:11.2f}{1000 * run["batch"] / run["step"]:14,.0f}'
-                  f'{run["char"]:16.2f}{run["memory"]:7.0f}')
-        ours, plain = middle['gpt.py'], middle['head by head']
-        print(f'{"  ratio":22}{ours["step"] / plain["step"]:11.2f}{"":14}{ours["char"] / plain["char"]:16.2f}'
-              '   gpt.py against head by head', flush=True)
+            print(f'{name:14}{context:16}{run["step"]:16.2f}'
+                  f'{1000 * run["batch"] / run["step"]:16,.0f}'
+                  f'{run["char"]:16.2f}{run["memory"]:16.0f}')
+        step, char = (middle['gpt.py'][key] / middle['head by head'][key]
+                      for key in ('step', 'char'))
+        print(f'{"gpt.py / head by head":30}{step:16.2f}{"":16}{char:16.2f}', flush=True)
 
 
 if __name__ == '__main__':

@@ -35,7 +35,7 @@ def put(folder, script, text=PLAY, **hyperparameters):
 def start(script, *arguments, **options):
     """The script as a process of its own, from another directory than the script's."""
     usual = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
-                 # A job in the background, as a test run may be, would hand down deafness to Ctrl-C.
+                 # A test run in the background would hand down its deafness to Ctrl-C.
                  preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
                  cwd=os.path.expanduser('~'), env={**os.environ, 'PYTHONIOENCODING': 'utf-8'})
     return subprocess.Popen([sys.executable, str(script), *arguments], **{**usual, **options})

@@ -20,7 +20,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 @torch.no_grad()
 def exact_loss(model, data, block_size, device):
-    """The mean loss of a model over consecutive windows; the last few characters may be left out."""
+    """The mean loss over consecutive windows; the last few characters may be left out."""
     model.eval()
     count = (len(data) - 1) // block_size
     x = data[:count * block_size].view(count, block_size)

@@ -18,7 +18,8 @@ def test_every_character_of_the_text_has_one_token(either):
 def test_the_splits_are_the_first_nine_tenths_and_the_last_and_do_not_overlap(either):
     """A model that had trained on the text it is tested with could have learned it by heart."""
     assert len(either.train_data) == len(PLAY) * 9 // 10
-    assert either.decode(either.train_data.tolist()) + either.decode(either.val_data.tolist()) == PLAY
+    before, after = either.train_data.tolist(), either.val_data.tolist()
+    assert either.decode(before) + either.decode(after) == PLAY
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
@@ -40,7 +41,8 @@ def test_batches_reach_the_end_of_the_split_and_never_cross_it(tmp_path, script)
     small = SMALL if script == 'gpt.py' else {}
     module = load(tmp_path, script, text, **{**small, 'block_size': 1, 'batch_size': 300})
     x, y = module.get_batch('val')
-    assert set(module.decode(x[:, 0].tolist())) == {'s'} and set(module.decode(y[:, 0].tolist())) == {'t'}
+    assert set(module.decode(x[:, 0].tolist())) == {'s'}
+    assert set(module.decode(y[:, 0].tolist())) == {'t'}
     x, y = module.get_batch('train')
     assert set(module.decode(x[:, 0].tolist())) == set('abcdefghijklmnopq')
     assert set(module.decode(y[:, 0].tolist())) == set('bcdefghijklmnopqr')

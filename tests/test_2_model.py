@@ -51,7 +51,7 @@ def test_a_fresh_model_is_about_as_wrong_as_chance(tmp_path):
 
 @pytest.mark.parametrize('fused_attention', [True, False])
 def test_the_future_never_reaches_the_past(tmp_path, fused_attention):
-    """Change one token: what the model says at earlier places stays, what it says there does not."""
+    """Change one token: what the model says before it stays, from there on it changes."""
     gpt = load(tmp_path, 'gpt.py', **SMALL, fused_attention=fused_attention)
     model = stir(gpt.model).eval()
     x = tokens(gpt, gpt.block_size)
@@ -78,7 +78,7 @@ def test_the_fused_attention_equals_the_spelled_out_one_in_values_and_gradients(
 
 
 def test_attention_drops_out_as_much_fused_as_spelled_out(tmp_path):
-    """With half of the weights silenced and the rest doubled, only the mean of many is the same."""
+    """With half of the weights silenced and the rest doubled, the mean of many stays the same."""
     gpt = load(tmp_path, 'gpt.py', **SMALL, dropout=0.5)
     attention = stir(gpt.MultiHeadAttention())
     x = torch.randn(1, 6, gpt.n_embd).expand(20_000, -1, -1)

@@ -83,13 +83,15 @@ def test_the_bigrams_trained_table_matches_the_counts_of_the_text(tmp_path, caps
 def test_the_same_seed_gives_the_same_losses_and_the_same_text(tmp_path, script):
     small = SMALL if script == 'gpt.py' else dict(max_iters=20, eval_interval=10, eval_iters=2)
     scripts = [put(fresh(tmp_path), script, **small, seed=seed) for seed in (1, 1, 2)]
-    first, second, other = [re.sub(r'\d+ ms a step, \d+ s left', '', out) for out, _, _ in run_all(scripts)]
+    first, second, other = [re.sub(r'\d+ ms a step, \d+ s left', '', out)
+                            for out, _, _ in run_all(scripts)]
     assert 'step 20' in first and len(first) > 500
     assert first == second != other
 
 
 def test_training_lowers_the_loss_and_ends_with_the_promised_text(tmp_path):
-    out, err, status = run(put(tmp_path, 'gpt.py', **{**SMALL, 'max_iters': 100, 'eval_interval': 50}))
+    longer = {**SMALL, 'max_iters': 100, 'eval_interval': 50}
+    out, err, status = run(put(tmp_path, 'gpt.py', **longer))
     assert (err, status) == ('', 0)
     losses = [float(loss) for loss in re.findall(r'val loss (\d\.\d+)', out)]
     assert len(losses) == 4 and losses[2] < losses[1] < losses[0] and losses[3] == losses[2]
@@ -112,8 +114,8 @@ def test_a_run_says_what_it_is_about_to_do_and_then_how_it_goes(tmp_path):
     first, *rest = out.splitlines()
     gpt = load(tmp_path, 'gpt.py', **SMALL)
     parameters = sum(p.numel() for p in gpt.model.parameters())
-    for fact in (f'{len(PLAY):,} characters', f'{gpt.vocab_size} different', f'{parameters:,} parameters',
-                 'cpu', '20 steps'):
+    for fact in (f'{len(PLAY):,} characters', f'{gpt.vocab_size} different',
+                 f'{parameters:,} parameters', 'cpu', '20 steps'):
         assert fact in first
     for at, step in enumerate((0, 10, 20)):
         assert re.fullmatch(rf'step {step}: train loss \d\.\d{{4}}, val loss \d\.\d{{4}}, '

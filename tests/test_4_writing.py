@@ -22,7 +22,7 @@ def test_generate_feeds_the_last_block_size_tokens_and_never_more(either):
 
 
 def test_generate_writes_what_the_last_position_predicts(gpt):
-    """With the likeliest character only, there is nothing random left: each choice can be checked."""
+    """With the likeliest character only, nothing random is left: each choice can be checked."""
     model = stir(gpt.model).eval()
     text = model.generate(tokens(gpt, 1), max_new_tokens=14, top_k=1)
     assert torch.equal(model(text)[0].argmax(dim=-1)[:, :-1], text[:, 1:])

@@ -74,7 +74,8 @@ def test_ctrl_c_stops_training_and_writes_with_the_best_so_far(tmp_path):
 
 def test_ctrl_c_before_anything_is_learned_keeps_an_earlier_model_and_shows_no_traceback(tmp_path):
     (tmp_path / 'gpt.pt').write_bytes(b'the model of an earlier run')
-    process = start(put(tmp_path, 'gpt.py', **{**SMALL, 'max_iters': 20_000, 'eval_interval': 20_000}))
+    process = start(put(tmp_path, 'gpt.py', **{
+        **SMALL, 'max_iters': 20_000, 'eval_interval': 20_000}))
     wait_for(process, 'step 0:')
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -84,7 +85,8 @@ def test_ctrl_c_before_anything_is_learned_keeps_an_earlier_model_and_shows_no_t
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_gpt_pt_or_none(tmp_path):
-    script = put(tmp_path, 'gpt.py', **{**SMALL, 'max_iters': 20_000, 'eval_interval': 1, 'eval_iters': 1})
+    script = put(tmp_path, 'gpt.py', **{
+        **SMALL, 'max_iters': 20_000, 'eval_interval': 1, 'eval_iters': 1})
     for pause in (0, 0.1, 0.4):
         process = start(script)
         wait_for(process, 'step 1:')
@@ -97,7 +99,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_gpt_pt_or_none(tmp_path):
 
 
 def test_a_disk_that_fills_up_midway_leaves_the_last_whole_model(tmp_path):
-    """The write fails after the first: here because a folder has taken the half-written file's place."""
+    """The second write fails: here because a folder has taken the half-written file's place."""
     gpt = load(tmp_path, 'gpt.py', **SMALL)
     gpt.save()
     gpt.unfinished.replace(gpt.kept)

@@ -28,7 +28,8 @@ def test_a_speech_is_a_name_with_a_colon_and_lines_below_it():
     for speech in SPEECHES:
         name, *lines = speech.split('\n')
         assert re.fullmatch(r"[A-Z][A-Za-z ,'-]*:", name), speech
-        assert lines and all(line and line == line.strip() and len(line) <= 70 for line in lines), speech
+        assert lines, speech
+        assert all(line and line == line.strip() and len(line) <= 70 for line in lines), speech
 
 
 def test_many_people_speak_and_the_last_tenth_knows_them_all():

@@ -4,12 +4,14 @@ import re
 import types
 
 import pytest
+import torch
 
 from conftest import PROJECT
 
 README = (PROJECT / 'README.md').read_text(encoding='utf-8')
 SOURCE = {name: (PROJECT / name).read_text(encoding='utf-8') for name in ('bigram.py', 'gpt.py')}
-COMMANDS = [line for block in re.findall(r'(?ms)^```sh\n(.*?)^```', README) for line in block.splitlines()]
+COMMANDS = [line for block in re.findall(r'(?ms)^```sh\n(.*?)^```', README)
+            for line in block.splitlines()]
 PROSE = re.sub(r'(?ms)^```.*?^```', '', README)
 SPANS = re.findall(r'`([^`\n]+)`', PROSE)
 
@@ -17,8 +19,8 @@ SPANS = re.findall(r'`([^`\n]+)`', PROSE)
 def defaults(gpu):
     """The hyperparameters of gpt.py as a machine with or without a GPU sees them."""
     lines = SOURCE['gpt.py'].split('# --- Hyperparameters')[1].split('# --- Settings')[0]
-    torch = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: gpu))
-    values = {'torch': torch}
+    machine = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: gpu))
+    values = {'torch': machine}
     exec('#' + lines, values)
     return {name: values[name] for name in re.findall(r'(?m)^(\w+) = ', lines)}
 
@@ -38,10 +40,11 @@ def test_a_command_names_what_exists(command):
 
 @pytest.mark.parametrize('span', sorted(set(SPANS)))
 def test_a_name_in_code_type_is_a_name_in_the_code(span):
-    """A file that exists, a command, a hyperparameter with a value, or words out of the scripts."""
-    name = re.split(r' = |\(', span)[0]
-    known = SOURCE['gpt.py'] + SOURCE['bigram.py'] + 'gpt.pt.tmp torch.optim.Muon diff bigram.py gpt.py'
-    assert (PROJECT / span).exists() or span in COMMANDS or span.startswith('python ') or name in known
+    """A file that exists, a command, or names and words of the scripts, or of torch's Muon."""
+    known = SOURCE['gpt.py'] + SOURCE['bigram.py'] + torch.optim.Muon.__doc__
+    known = set(re.findall(r'\w+', known))
+    words = set(re.findall(r'\b[a-zA-Z_]\w*', span))
+    assert (PROJECT / span).exists() or span.startswith('python ') or words <= known, words - known
 
 
 @pytest.mark.parametrize('name', list(defaults(gpu=False)))
@@ -59,7 +62,8 @@ def test_the_transcript_is_of_the_defaults_on_the_text_that_is_here():
     cpu = defaults(gpu=False)
     C, vocabulary = cpu['n_embd'], len(set(text))
     block = 4 * C + 3 * C * C + C * C + C + 8 * C * C + 5 * C
-    parameters = 2 * vocabulary * C + cpu['block_size'] * C + vocabulary + 2 * C + cpu['n_layer'] * block
+    parameters = (2 * vocabulary * C + cpu['block_size'] * C + vocabulary + 2 * C
+                  + cpu['n_layer'] * block)
     assert (f'{len(text):,} characters, {vocabulary} different ones; {parameters:,} parameters; '
             f'{cpu["max_iters"]:,} steps on cpu') in README
     assert re.search(rf'(?m)^step {cpu["max_iters"]}: train loss ', README)
@@ -67,9 +71,12 @@ def test_the_transcript_is_of_the_defaults_on_the_text_that_is_here():
 
 def test_the_results_name_the_size_that_is_the_default():
     cpu = defaults(gpu=False)
-    assert (f'| defaults: context {cpu["block_size"]}, batch {cpu["batch_size"]}, {cpu["n_layer"]} layers, '
-            f'{cpu["n_head"]} heads, {cpu["n_embd"]} dimensions, {cpu["max_iters"]:,} steps |') in README
+    size = (f'| defaults: context {cpu["block_size"]}, batch {cpu["batch_size"]}, '
+            f'{cpu["n_layer"]} layers, {cpu["n_head"]} heads, {cpu["n_embd"]} dimensions, '
+            f'{cpu["max_iters"]:,} steps |')
+    assert size in README
 
 
 def test_every_link_of_a_part_of_the_readme_is_whole():
-    assert all(re.fullmatch(r'https://[\w./?=&%-]+', link) for link in re.findall(r'\]\(([^)]+)\)', README))
+    for link in re.findall(r'\]\(([^)]+)\)', README):
+        assert re.fullmatch(r'https://[\w./?=&%-]+', link)
