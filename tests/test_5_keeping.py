@@ -77,6 +77,7 @@ def test_ctrl_c_before_anything_is_learned_keeps_an_earlier_model_and_shows_no_t
     process = start(put(tmp_path, 'gpt.py', **{
         **SMALL, 'max_iters': 20_000, 'eval_interval': 20_000}))
     wait_for(process, 'step 0:')
+    wait_for(process, '    ')  # the sample: whatever step 0 might keep has been kept by then
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1 and len(err.splitlines()) == 1 and 'before the first' in err
