@@ -1,12 +1,9 @@
-"""A bigram language model: the simplest program that learns to write.
+"""A bigram language model, the simplest baseline. Run it with: python bigram.py
 
-    python bigram.py
-
-It reads input.txt and learns one thing: which character tends to follow which. In a few seconds
-the loss falls from 4.17 to about 2.4, and the text it writes has believable pairs of letters and
-nothing longer. That is the baseline. gpt.py is the same script with a better model in the middle:
-`diff bigram.py gpt.py` shows what a transformer adds.
+In seconds the loss (lower is better) falls from 4.17 to about 2.4, and the generated text gets
+believable pairs of letters. `diff bigram.py gpt.py` shows what a transformer adds to this script.
 """
+import os
 import sys
 from pathlib import Path
 
@@ -14,157 +11,160 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-# --- Hyperparameters: change them, run again, and see.
-device = 'cuda' if torch.cuda.is_available() else 'cpu'  # where the arithmetic happens
-batch_size = 64  # how many pieces of text one training step looks at
-block_size = 32  # how many characters long each piece is
+# --- Hyperparameters: change them, run again, and compare.
+device = 'cuda' if torch.cuda.is_available() else 'cpu'  # where the model runs
+batch_size = 64  # sequences per training step
+block_size = 32  # characters per sequence
 max_iters = 800  # training steps
 eval_interval = 200  # steps from one loss estimate to the next
 eval_iters = 10  # batches that one estimate averages, for each split
-learning_rate = 0.1  # size of the first step; from there it falls to 0
-seed = 1337  # same seed, same machine: same losses, same text
+learning_rate = 0.1  # peak learning rate, at the start; it falls to 0 by the end, to settle
+seed = 1337  # random seed: on the same CPU, the same seed gives the same losses and text
 
-
-# --- Settings that cannot work end the run here, with one line that says what to do.
-def need(fact, remedy):
-    """Unless fact is true, exits with status 1 and the remedy on standard error."""
-    if not fact:
-        sys.exit(f'{Path(__file__).name}: {remedy}')
-
-
-for name in ('batch_size', 'block_size', 'max_iters', 'eval_interval', 'eval_iters'):
-    value = globals()[name]
-    need(isinstance(value, int) and value > 0, f'{name} = {value}: use a whole number above 0')
-need(learning_rate > 0, f'learning_rate = {learning_rate}: use a number above 0')
-need(device != 'cuda' or torch.cuda.is_available(), "device = 'cuda': there is none, use 'cpu'")
-torch.manual_seed(seed)
-
-# --- The text, and a tokenizer that turns it into numbers.
+# --- Text and tokenizer: a token is one character, and its id is its place in the vocabulary.
+text, text_error = '', None
 try:
     text = Path(__file__).with_name('input.txt').read_text(encoding='utf-8-sig')
-except (OSError, UnicodeError) as problem:
-    need(False, f'cannot read input.txt ({problem}): put a UTF-8 text file of that name beside me')
-need(text, 'input.txt is empty: put some text into it')
-
-chars = sorted(set(text))  # the vocabulary: every character that occurs
+except (OSError, UnicodeError) as error:
+    text_error = f'cannot read input.txt ({error}): put a UTF-8 text file there'
+chars = sorted(set(text))  # the vocabulary: every character that occurs in the text
 vocab_size = len(chars)
-itos = dict(enumerate(chars))  # integer to string
-stoi = {character: i for i, character in itos.items()}  # string to integer
+stoi = {character: i for i, character in enumerate(chars)}  # string to integer, a token id
 
 
 def encode(string):
-    """The token ids of a string, as a list; KeyError for a character that the text lacks."""
+    """The token ids of a string, as a list; KeyError if a character is not in the vocabulary."""
     return [stoi[character] for character in string]
 
 
 def decode(ids):
     """The string that a list of token ids stands for."""
-    return ''.join(itos[i] for i in ids)
+    return ''.join(chars[i] for i in ids)
 
 
-# Nothing trains on the last tenth. How well it is predicted tells learning from memorising.
-data = torch.tensor(encode(text), dtype=torch.long)
-boundary = len(data) * 9 // 10
-train_data, val_data = data[:boundary], data[boundary:]
+data = torch.tensor(encode(text), dtype=torch.long)  # (number of characters)
+train_data, val_data = data.tensor_split([len(data) * 9 // 10])  # last tenth: never trained on
 
 
 def get_batch(split, generator=None):
-    """Random pieces of the 'train' or 'val' text: inputs x, targets y, (batch_size, block_size).
+    """Random sequences from the 'train' or 'val' split: inputs x and targets y, each (B, T).
 
-    y is x moved on by one: y[b, t] is what comes after x[b, :t + 1]. So one piece is block_size
-    exercises in prediction, from a context of one character up to block_size of them.
+    B = batch_size sequences, T = block_size positions in each ("time"). The target y[b, t] is the
+    character after x[b, t]: T predictions to learn from, with contexts of 1 to T characters.
     """
-    windows = (train_data if split == 'train' else val_data).unfold(0, block_size + 1, 1)
-    starts = torch.randint(len(windows), (batch_size,), generator=generator)
-    pieces = windows[starts].to(device)  # (batch_size, block_size + 1)
-    return pieces[:, :-1], pieces[:, 1:]
+    data = train_data if split == 'train' else val_data
+    starts = torch.randint(len(data) - block_size, (batch_size, 1), generator=generator)  # (B, 1)
+    positions = starts + torch.arange(block_size)  # broadcast: (B, 1) + (T) -> (B, T)
+    x, y = data[positions], data[positions + 1]  # (B, T) each: y is x shifted by one
+    return x.to(device), y.to(device)
 
 
-@torch.no_grad()
+@torch.no_grad()  # no gradients are needed here, and without them it takes less time and memory
 def estimate_loss():
-    """The loss of the model below, in nats per character: {'train': ..., 'val': ...}.
+    """The model's mean loss on each split, in nats per character: {'train': ..., 'val': ...}.
 
-    One batch is a noisy witness; this is the mean over eval_iters. They are the same ones each
-    time, from a generator of their own, so that estimates compare and training is not disturbed.
+    One batch gives a noisy loss, so this averages eval_iters of them: always the same, to compare
+    estimates fairly. Nothing is learned from val: if its loss rises, the model is overfitting.
     """
-    was_training = model.training
-    model.eval()
     generator = torch.Generator().manual_seed(seed)
     losses = {}
     for split in ('train', 'val'):
-        batches = [get_batch(split, generator) for _ in range(eval_iters)]
-        losses[split] = sum(model(x, y)[1].item() for x, y in batches) / eval_iters
-    model.train(was_training)
+        batch_losses = [model(*get_batch(split, generator))[1].item() for _ in range(eval_iters)]
+        losses[split] = sum(batch_losses) / eval_iters
     return losses
 
 
-# --- The model.
+# --- Model
 class BigramLanguageModel(nn.Module):
-    """Predicts the next character from the present one and nothing else.
-
-    All it has is a table: a row for each character, in it a score (a logit) for each character
-    that could come next. Softmax makes a row into probabilities, and training moves these to the
-    frequencies in the text. Counting would find them too; here gradient descent does.
+    """Predicts the next character from the current one. Row i of a table holds scores, called
+    logits, for what may follow character i. Softmax, exp(logit) / their sum, gives probabilities.
     """
 
     def __init__(self, vocab_size=vocab_size):
         super().__init__()
         self.token_embedding_table = nn.Embedding(vocab_size, vocab_size)
-        nn.init.zeros_(self.token_embedding_table.weight)  # no opinion yet: all equally likely
+        nn.init.zeros_(self.token_embedding_table.weight)  # equal logits: equal probabilities
 
     def forward(self, idx, targets=None):
-        """Token ids (B, T) to logits (B, T, vocab_size), and with targets (B, T) to the loss too.
+        """Token ids (B, T) -> logits (B, T, vocab_size), and the loss if there are targets (B, T).
 
-        The loss is the cross-entropy in nats per character: the mean of -ln(p), p being the
-        probability that the right character got. Blind guessing costs ln(vocab_size), and least
-        of all costs to give every character the share of cases in which it really comes next.
+        The loss is the cross-entropy in nats per character: the mean of -ln(p), where p is the
+        model's probability for the actual next character. Of 65 equally likely ones: ln 65 = 4.17.
         """
         logits = self.token_embedding_table(idx)  # (B, T, vocab_size)
         if targets is None:
             return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # B * T cases
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # mean over B * T
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens):
-        """Writes on from idx (B, T), one character at a time: (B, T + max_new_tokens)."""
-        was_training = self.training
-        self.eval()
+        """Continues each row of idx by sampled tokens: (B, T) -> (B, T + max_new_tokens)."""
         for _ in range(max_new_tokens):
-            logits, _ = self(idx[:, -block_size:])  # never more than it was trained on
-            logits = logits[:, -1]  # scores for what follows the last one: (B, vocab_size)
-            drawn = torch.multinomial(logits.softmax(dim=-1), num_samples=1)  # (B, 1)
-            idx = torch.cat((idx, drawn), dim=1)
-        self.train(was_training)
+            logits, _ = self(idx[:, -block_size:])  # (B, min(T, block_size), vocab_size)
+            logits = logits[:, -1]  # (B, vocab_size): what may follow the last token
+            idx_next = torch.multinomial(logits.softmax(dim=-1), num_samples=1)  # (B, 1)
+            idx = torch.cat((idx, idx_next), dim=1)  # (B, T + 1)
         return idx
 
 
-model = BigramLanguageModel()
-m = model.to(device)
+# --- Checks: what cannot work ends the script with one line that says what to do.
+def check(condition, message):
+    """Unless the condition is true, exits with status 1 and the message on standard error."""
+    if not condition:
+        sys.exit(f'{Path(__file__).name}: {message}')
 
-# --- Training: guess, see how wrong, change every weight a little for the better; then again.
-if __name__ == '__main__':
-    # Show each line at once, and a ? for a letter that the terminal does not have.
-    sys.stdout.reconfigure(line_buffering=True, errors='replace')
-    need(min(len(train_data), len(val_data)) > block_size,
-         f'input.txt is too short: its last tenth has {len(val_data)} characters; block_size = '
-         f'{block_size} needs one more than that: add text, or lower block_size')
+
+def excepthook(kind, error, traceback):
+    """Python calls this on an uncaught error: a traceback, but not for Ctrl-C, pipes and memory."""
+    if kind is KeyboardInterrupt:
+        print(f'{Path(__file__).name}: stopped by Ctrl-C', file=sys.stderr)
+    if kind in (KeyboardInterrupt, BrokenPipeError):  # closed pipe, as by `| head -1`
+        os._exit(130)
+    check('allocate' not in str(error), 'out of memory: lower batch_size or block_size')
+    sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = excepthook if __name__ == '__main__' else sys.excepthook
+for name in ('batch_size', 'block_size', 'max_iters', 'eval_interval', 'eval_iters', 'seed'):
+    value = globals()[name]
+    check(type(value) is int and abs(value) < 1e9 and (value > 0 or name == 'seed'),
+          f'{name} = {value!r}: use a whole number above 0 and below 1e9, written like 10_000')
+check(type(learning_rate) in (int, float) and 0 < learning_rate < 1e6,
+      f'learning_rate = {learning_rate!r}: use a number above 0 and below 1e6, such as 1e-3')
+try:
+    torch.zeros(1, device=torch.device(device)).item()
+except Exception:  # torch raises errors of many types here
+    check(False, f"device = {device!r}: torch cannot use that here, use 'cpu'")
+torch.manual_seed(seed)
+model = m = BigramLanguageModel().to(device)
+
+
+# --- Training
+def train():
+    """Changes the weights, batch by batch, so that the actual next characters get more probable."""
+    check(len(val_data) > block_size, text_error or f'input.txt is too short: its last tenth has '
+          f'{len(val_data)} characters, and needs more than block_size = {block_size}: add text')
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    # Long strides first, short ones last: it settles, rather than circle around the best.
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max_iters)
-
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max_iters)
     for step in range(max_iters + 1):
         if step % eval_interval == 0 or step == max_iters:
             losses = estimate_loss()
             print(f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}")
+            check(losses['val'] < float('inf'), 'the loss is not a number: lower learning_rate')
         if step == max_iters:
             break
-        x, y = get_batch('train')
+        x, y = get_batch('train')  # (B, T) each
         logits, loss = model(x, y)
-        optimizer.zero_grad()  # or the gradients would add to those of the last batch
-        loss.backward()  # how the loss would change with each weight: the gradients
-        optimizer.step()  # every weight a little, against its gradient
-        schedule.step()
+        optimizer.zero_grad()  # otherwise the gradients would add to those of the last step
+        loss.backward()  # the gradient: how fast the loss rises with each weight
+        optimizer.step()  # moves every weight a little, against its gradient
+        scheduler.step()  # sets the learning rate of the next step
 
-    # --- Generation: from a single first character, token 0.
+
+if __name__ == '__main__':
+    if hasattr(sys.stdout, 'reconfigure'):  # not in IDLE or a notebook
+        sys.stdout.reconfigure(line_buffering=True, errors='replace')  # '?' for what it cannot show
+    train()
+    # --- Generation, starting from token 0: the newline, in our input.txt.
     context = torch.zeros((1, 1), dtype=torch.long, device=device)
     print(decode(m.generate(context, max_new_tokens=500)[0].tolist()))

@@ -1,9 +1,9 @@
-"""How fast, how large: python tests/benchmark.py (under five minutes; run it on a quiet machine).
+"""Speed and memory: python tests/benchmark.py (about three minutes; run nothing else meanwhile).
 
-Three programs, each in a process of its own, take turns: bigram.py and gpt.py as they are, and
-gpt.py as a first version of it would be written. That one has a module for each head, with the
-attention spelled out; AdamW as torch gives it, unfused; and generation that forgets to switch off
-dropout and gradients. Size, data and everything else are the same.
+Three programs take turns, each in a process of its own: bigram.py, gpt.py, and gpt.py as one would
+first write it. That version has a module for each head, with the attention spelled out, the
+default AdamW (not fused), and a generate that switches off neither dropout nor gradients. Sizes,
+data and everything else are the same. Not for Windows, which has no `resource` module.
 """
 import json
 import re
@@ -33,16 +33,15 @@ def imported(script, block_size):
 
 
 def head_by_head(gpt):
-    """Puts the plain form of attention in the place of gpt.py's."""
+    """Replaces attention and generate in gpt.py by their first, slower versions."""
     import torch
     from torch import nn
 
     class Head(nn.Module):
-        def __init__(self):
+        def __init__(self, head_size):
             super().__init__()
-            size = gpt.n_embd // gpt.n_head
             self.query, self.key, self.value = (
-                nn.Linear(gpt.n_embd, size, bias=False) for _ in range(3))
+                nn.Linear(gpt.n_embd, head_size, bias=False) for _ in range(3))
             self.dropout = nn.Dropout(gpt.dropout)
             self.register_buffer('past', torch.ones(gpt.block_size, gpt.block_size).tril())
 
@@ -54,10 +53,10 @@ def head_by_head(gpt):
             return self.dropout(scores.softmax(dim=-1)) @ value
 
     class HeadByHead(nn.Module):
-        def __init__(self):
+        def __init__(self, n_head, head_size):
             super().__init__()
-            self.heads = nn.ModuleList(Head() for _ in range(gpt.n_head))
-            self.proj = nn.Linear(gpt.n_embd, gpt.n_embd)
+            self.heads = nn.ModuleList(Head(head_size) for _ in range(n_head))
+            self.proj = nn.Linear(n_head * head_size, gpt.n_embd)
             self.dropout = nn.Dropout(gpt.dropout)
 
         def forward(self, x):
@@ -66,8 +65,8 @@ def head_by_head(gpt):
     def generate(model, idx, max_new_tokens):
         for _ in range(max_new_tokens):
             logits, _ = model(idx[:, -gpt.block_size:])
-            drawn = torch.multinomial((logits[:, -1] / gpt.temperature).softmax(dim=-1), 1)
-            idx = torch.cat((idx, drawn), dim=1)
+            idx_next = torch.multinomial((logits[:, -1] / gpt.temperature).softmax(dim=-1), 1)
+            idx = torch.cat((idx, idx_next), dim=1)
 
     gpt.MultiHeadAttention = HeadByHead
     gpt.GPTLanguageModel.generate = generate
@@ -75,7 +74,7 @@ def head_by_head(gpt):
 
 
 def measure(which, block_size):
-    """Trains and generates a little in this process: a dictionary of figures."""
+    """Trains and generates a little in this process, and returns the figures as a dictionary."""
     import torch
     module = imported('bigram.py' if which == 'bigram.py' else 'gpt.py', block_size)
     if which == 'head by head':

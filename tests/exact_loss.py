@@ -1,10 +1,10 @@
-"""The exact validation loss, in nats per character, of what the scripts beside this folder learn.
+"""The exact validation loss of a model, in nats per character.
 
-    python tests/exact_loss.py           of the model that gpt.py left in gpt.pt
-    python tests/exact_loss.py bigram    of bigram.py, trained anew, beside the best table there is
+    python tests/exact_loss.py           the model in gpt.pt
+    python tests/exact_loss.py bigram    bigram.py, trained again, beside the table found by counting
 
-Exact: over the whole last tenth of input.txt, cut into consecutive windows of block_size, where
-the scripts' own estimates look at a few random windows.
+Exact means: over the whole last tenth of input.txt, cut into consecutive windows of block_size.
+The scripts themselves estimate the loss from a few random windows.
 """
 import contextlib
 import io
@@ -45,6 +45,7 @@ if __name__ == '__main__':
         script = runpy.run_path(str(PROJECT / 'gpt.py'))
         model, chars = script['load']()
         if chars != script['chars']:
-            sys.exit('gpt.pt was trained on a text with another alphabet than input.txt')
+            sys.exit('exact_loss.py: the characters of gpt.pt and input.txt differ: put the text '
+                     'that it was trained on into input.txt, or train again')
     loss = exact_loss(model, script['val_data'], script['block_size'], script['device'])
     print(f'exact validation loss: {loss:.4f}')

@@ -3,10 +3,10 @@ import re
 import string
 from collections import Counter
 
-from conftest import PROJECT
+from committed import RAW, needs_committed_text
 
-RAW = (PROJECT / 'input.txt').read_bytes()
-TEXT = RAW.decode('utf-8')
+pytestmark = needs_committed_text
+TEXT = RAW.decode('utf-8', errors='replace')
 SPEECHES = TEXT.rstrip('\n').split('\n\n')
 
 

@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 
+from committed import needs_committed_text
 from conftest import PROJECT
 
 README = (PROJECT / 'README.md').read_text(encoding='utf-8')
@@ -18,7 +19,7 @@ SPANS = re.findall(r'`([^`\n]+)`', PROSE)
 
 def defaults(gpu):
     """The hyperparameters of gpt.py as a machine with or without a GPU sees them."""
-    lines = SOURCE['gpt.py'].split('# --- Hyperparameters')[1].split('# --- Settings')[0]
+    lines = SOURCE['gpt.py'].split('# --- Hyperparameters')[1].split('# --- Text')[0]
     machine = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: gpu))
     values = {'torch': machine}
     exec('#' + lines, values)
@@ -57,6 +58,7 @@ def test_the_table_of_hyperparameters_gives_every_one_its_true_values(name):
         [defaults(gpu=True)[name], defaults(gpu=False)[name]]
 
 
+@needs_committed_text
 def test_the_transcript_is_of_the_defaults_on_the_text_that_is_here():
     text = (PROJECT / 'input.txt').read_text(encoding='utf-8')
     cpu = defaults(gpu=False)
@@ -64,8 +66,8 @@ def test_the_transcript_is_of_the_defaults_on_the_text_that_is_here():
     block = 4 * C + 3 * C * C + C * C + C + 8 * C * C + 5 * C
     parameters = (2 * vocabulary * C + cpu['block_size'] * C + vocabulary + 2 * C
                   + cpu['n_layer'] * block)
-    assert (f'{len(text):,} characters, {vocabulary} different ones; {parameters:,} parameters; '
-            f'{cpu["max_iters"]:,} steps on cpu') in README
+    assert (f'{len(text):,} characters, {vocabulary} different; {cpu["max_iters"]:,} steps on cpu; '
+            f'{parameters:,} parameters') in README
     assert re.search(rf'(?m)^step {cpu["max_iters"]}: train loss ', README)
 
 

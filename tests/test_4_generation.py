@@ -1,0 +1,118 @@
+"""Generation: how the next character is sampled, and from which context."""
+import pytest
+import torch
+
+from conftest import SMALL, import_script, randomize_, tokens
+
+
+def frequencies_of_the_next_token(module, context, **options):
+    """How often each token follows the context (1, T) when generate samples it 20,000 times."""
+    contexts = context.expand(20_000, -1)
+    sampled = module.model.generate(contexts, max_new_tokens=1, **options)[:, -1]
+    return sampled.bincount(minlength=module.vocab_size) / len(sampled)
+
+
+def test_m_is_a_short_name_of_the_model(module):
+    assert module.m is module.model
+
+
+def test_generate_appends_new_tokens_and_keeps_the_context(module):
+    context = tokens(module, 5)
+    longer = module.model.generate(context, max_new_tokens=30)
+    assert longer.shape == (3, 35)
+    assert torch.equal(longer[:, :5], context)
+    assert 0 <= longer.min() and longer.max() < module.vocab_size
+
+
+def test_the_model_sees_the_last_block_size_tokens(module):
+    """There is no position embedding for more, and the model has never seen a longer context."""
+    contexts = []
+    module.model.register_forward_pre_hook(lambda model, inputs: contexts.append(inputs[0]))
+    result = module.model.generate(tokens(module, 3), max_new_tokens=20)
+    assert len(contexts) == 20
+    for length, context in enumerate(contexts, start=3):
+        assert torch.equal(context, result[:, max(0, length - module.block_size):length])
+
+
+def test_each_new_token_comes_from_the_prediction_at_the_last_position(gpt):
+    """With top_k=1 nothing is random: every choice can be checked."""
+    model = randomize_(gpt.model).eval()
+    result = model.generate(tokens(gpt, 4), max_new_tokens=12, top_k=1)
+    most_probable = model(result)[0].argmax(dim=-1)
+    assert torch.equal(result[:, 4:], most_probable[:, 3:-1])
+
+
+def test_tokens_are_sampled_with_the_probabilities_of_the_model(module):
+    context = tokens(module, 2, batch=1)
+    logits = randomize_(module.model).eval()(context)[0][0, -1]
+    at_temperature_1 = {'temperature': 1.0, 'top_k': None} if hasattr(module, 'top_k') else {}
+    frequencies = frequencies_of_the_next_token(module, context, **at_temperature_1)
+    assert torch.allclose(frequencies, logits.softmax(dim=-1), atol=0.02)
+
+
+@pytest.mark.parametrize('temperature', [0.5, 3.0])
+def test_temperature_divides_the_logits(gpt, temperature):
+    context = tokens(gpt, 2, batch=1)
+    logits = randomize_(gpt.model).eval()(context)[0][0, -1]
+    frequencies = frequencies_of_the_next_token(gpt, context, temperature=temperature, top_k=None)
+    assert torch.allclose(frequencies, (logits / temperature).softmax(dim=-1), atol=0.02)
+
+
+def test_low_temperatures_are_predictable_and_high_ones_are_not(gpt):
+    context = tokens(gpt, 2, batch=1)
+    most_probable = randomize_(gpt.model).eval()(context)[0][0, -1].argmax()
+    low = frequencies_of_the_next_token(gpt, context, temperature=0.001)
+    high = frequencies_of_the_next_token(gpt, context, temperature=1000.0)
+    assert low[most_probable] == 1
+    assert torch.allclose(high, torch.full_like(high, 1 / gpt.vocab_size), atol=0.01)
+
+
+def test_top_k_samples_from_the_k_most_probable_tokens_only(gpt):
+    """Among those, the ratios of the probabilities stay as they were."""
+    context = tokens(gpt, 2, batch=1)
+    probabilities = randomize_(gpt.model).eval()(context)[0][0, -1].softmax(dim=-1)
+    frequencies = frequencies_of_the_next_token(gpt, context, temperature=1.0, top_k=3)
+    top = probabilities.topk(3)
+    assert set(frequencies.nonzero()[:, 0].tolist()) == set(top.indices.tolist())
+    assert torch.allclose(frequencies[top.indices], top.values / top.values.sum(), atol=0.02)
+
+
+def test_a_top_k_above_the_size_of_the_vocabulary_leaves_all_tokens(gpt):
+    context = tokens(gpt, 2)
+    torch.manual_seed(0)
+    all_tokens = gpt.model.generate(context, max_new_tokens=50, top_k=None)
+    torch.manual_seed(0)
+    assert torch.equal(gpt.model.generate(context, 50, top_k=gpt.vocab_size + 1), all_tokens)
+
+
+@pytest.mark.parametrize('temperature, top_k', [(0.8, None), (2.5, None), (0.8, 4), (2.5, 4)])
+def test_the_defaults_of_generate_are_the_hyperparameters_at_the_top(tmp_path, temperature, top_k):
+    gpt = import_script(tmp_path, 'gpt.py', **SMALL, temperature=temperature, top_k=top_k)
+    context = tokens(gpt, 2)
+    torch.manual_seed(0)
+    by_default = gpt.model.generate(context, max_new_tokens=100)
+    torch.manual_seed(0)
+    explicit = gpt.model.generate(context, 100, temperature=temperature, top_k=top_k)
+    assert torch.equal(by_default, explicit)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_generate_leaves_the_model_in_the_mode_in_which_it_was(module, training):
+    module.model.train(training)
+    module.model.generate(tokens(module, 2), max_new_tokens=2)
+    assert module.model.training is training
+
+
+def test_dropout_is_off_during_generation(gpt):
+    training = []
+    gpt.model.register_forward_hook(lambda model, inputs, outputs: training.append(model.training))
+    gpt.model.train().generate(tokens(gpt, 2), max_new_tokens=3)
+    assert training == [False] * 3
+
+
+def test_generation_computes_no_gradients(module):
+    needs_gradients = []
+    module.model.register_forward_hook(
+        lambda model, inputs, outputs: needs_gradients.append(outputs[0].requires_grad))
+    module.model.generate(tokens(module, 2), max_new_tokens=3)
+    assert needs_gradients == [False] * 3
