@@ -1,7 +1,7 @@
 """A bigram language model, the simplest baseline. Run it with: python bigram.py
 
-In seconds the loss (lower is better) falls from 4.17 to about 2.4, and the generated text gets
-believable pairs of letters. `diff bigram.py gpt.py` shows what a transformer adds to this script.
+Within seconds the loss (lower is better) falls from 4.17 to about 2.4, and the generated text
+has plausible letter pairs. `diff bigram.py gpt.py` shows what a transformer adds to this script.
 """
 import os
 import sys
@@ -18,7 +18,7 @@ block_size = 32  # characters per sequence
 max_iters = 800  # training steps
 eval_interval = 200  # steps from one loss estimate to the next
 eval_iters = 10  # batches that one estimate averages, for each split
-learning_rate = 0.1  # peak learning rate, at the start; it falls to 0 by the end, to settle
+learning_rate = 0.1  # initial learning rate; it decays linearly to 0, so that the weights settle
 seed = 1337  # random seed: on the same CPU, the same seed gives the same losses and text
 
 # --- Text and tokenizer: a token is one character, and its id is its place in the vocabulary.
@@ -63,8 +63,8 @@ def get_batch(split, generator=None):
 def estimate_loss():
     """The model's mean loss on each split, in nats per character: {'train': ..., 'val': ...}.
 
-    One batch gives a noisy loss, so this averages eval_iters of them: always the same, to compare
-    estimates fairly. Nothing is learned from val: if its loss rises, the model is overfitting.
+    One batch gives a noisy loss, so this averages eval_iters of them, the same ones every time.
+    The model never trains on val: if the val loss rises while train falls, it is overfitting.
     """
     generator = torch.Generator().manual_seed(seed)
     losses = {}
@@ -89,7 +89,7 @@ class BigramLanguageModel(nn.Module):
         """Token ids (B, T) -> logits (B, T, vocab_size), and the loss if there are targets (B, T).
 
         The loss is the cross-entropy in nats per character: the mean of -ln(p), where p is the
-        model's probability for the actual next character. Of 65 equally likely ones: ln 65 = 4.17.
+        model's probability for the actual next character. 65 equally likely ones give ln 65 = 4.17.
         """
         logits = self.token_embedding_table(idx)  # (B, T, vocab_size)
         if targets is None:
@@ -107,7 +107,7 @@ class BigramLanguageModel(nn.Module):
         return idx
 
 
-# --- Checks: what cannot work ends the script with one line that says what to do.
+# --- Checks: on a bad setting, the script exits with one line that says how to fix it.
 def check(condition, message):
     """Unless the condition is true, exits with status 1 and the message on standard error."""
     if not condition:
@@ -115,7 +115,7 @@ def check(condition, message):
 
 
 def excepthook(kind, error, traceback):
-    """Python calls this on an uncaught error: a traceback, but not for Ctrl-C, pipes and memory."""
+    """Handles uncaught errors: no traceback for Ctrl-C, a closed pipe or lack of memory."""
     if kind is KeyboardInterrupt:
         print(f'{Path(__file__).name}: stopped by Ctrl-C', file=sys.stderr)
     if kind in (KeyboardInterrupt, BrokenPipeError):  # closed pipe, as by `| head -1`

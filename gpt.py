@@ -3,7 +3,7 @@
     python gpt.py                      train, save the model in gpt.pt, and generate 500 characters
     python gpt.py --prompt "FLINT:"    continue this text with the saved model
 
-Training takes about five minutes on two CPU cores, to a loss near 1.3. Read bigram.py first.
+Training takes five to six minutes on two CPU cores, to a val loss near 1.3. Read bigram.py first.
 """
 import argparse
 import math
@@ -21,12 +21,12 @@ device = 'cuda' if torch.cuda.is_available() else 'cpu'  # where the model runs
 gpu = str(device).startswith('cuda')  # below, `64 if gpu else 8` is 64 on a GPU and 8 on a CPU
 batch_size = 64 if gpu else 8  # sequences per training step
 block_size = 256 if gpu else 128  # context length: characters per sequence
-max_iters = 5000 if gpu else 7200  # training steps
-eval_interval = 500 if gpu else 400  # steps from one loss estimate to the next
+max_iters = 5000 if gpu else 10_000  # training steps
+eval_interval = 500  # steps from one loss estimate to the next
 eval_iters = 50 if gpu else 30  # batches that one estimate averages, for each split
 learning_rate = 1e-3 if gpu else 1.5e-3  # peak learning rate: how far a step moves the weights
-warmup_iters = 100  # steps in which the learning rate rises to its peak; after that it falls to 0
-weight_decay = 0.1  # how strongly AdamW pulls weight matrices towards 0, against overfitting
+warmup_iters = 100  # steps to reach the peak learning rate; then linear decay to 0 at the end
+weight_decay = 0.1 if gpu else 0.3  # pulls weight matrices towards 0, against overfitting
 n_embd = 384 if gpu else 128  # embedding dimension: how many numbers represent one position
 n_head = 6 if gpu else 4  # attention heads per block, each of size n_embd / n_head
 n_layer = 6 if gpu else 3  # blocks, one after another
@@ -78,8 +78,8 @@ def get_batch(split, generator=None):
 def estimate_loss():
     """The model's mean loss on each split, in nats per character: {'train': ..., 'val': ...}.
 
-    One batch gives a noisy loss, so this averages eval_iters of them: always the same, to compare
-    estimates fairly. Nothing is learned from val: if its loss rises, the model is overfitting.
+    One batch gives a noisy loss, so this averages eval_iters of them, the same ones every time.
+    The model never trains on val: if the val loss rises while train falls, it is overfitting.
     """
     model.eval()  # switches dropout off
     generator = torch.Generator().manual_seed(seed)
@@ -105,7 +105,7 @@ class MultiHeadAttention(nn.Module):
         self.n_head, self.head_size = n_head, head_size
         self.qkv = nn.Linear(n_embd, 3 * n_head * head_size, bias=False)  # for all heads at once
         self.proj = nn.Linear(n_head * head_size, n_embd)  # mixes the outputs of the heads
-        # 2 * n_layer such outputs add up in x. Scaled so, their sum stays the same size (GPT-2).
+        # x sums 2 * n_layer such outputs: this keeps it from growing with depth, as in GPT-2.
         self.proj.weight.data /= math.sqrt(2 * n_layer)
 
     def forward(self, x):
@@ -125,7 +125,7 @@ class MultiHeadAttention(nn.Module):
             # the mean of the values up to i; the scores turn that into a weighted mean.
             att = scores.masked_fill(causal_mask, -math.inf).softmax(dim=-1)  # (B, nh, T, T)
             out = F.dropout(att, dropout_p) @ v  # (B, nh, T, T) @ (B, nh, T, hs) -> (B, nh, T, hs)
-        else:  # the same in one call, without storing the (T, T) matrices
+        else:  # the same in one call, without storing a (T, T) matrix: (B, nh, T, hs)
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
         out = out.transpose(1, 2).flatten(2)  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
         return F.dropout(self.proj(out), dropout_p)
@@ -165,7 +165,7 @@ class Block(nn.Module):
 
 class GPTLanguageModel(nn.Module):
     """Predicts the next character from up to block_size before it. The layout is GPT-2's (Radford
-    et al. 2019), but with ReLU, no bias for q, k, v, an untied output layer, other initial weights.
+    et al. 2019), but with ReLU, no q, k, v biases, an untied lm_head with a bias, and another init.
     """
 
     def __init__(self, vocab_size=vocab_size):
@@ -185,7 +185,7 @@ class GPTLanguageModel(nn.Module):
         """Token ids (B, T) -> logits (B, T, vocab_size), and the loss if there are targets (B, T).
 
         The loss is the cross-entropy in nats per character: the mean of -ln(p), where p is the
-        model's probability for the actual next character. Of 65 equally likely ones: ln 65 = 4.17.
+        model's probability for the actual next character. 65 equally likely ones give ln 65 = 4.17.
         """
         positions = torch.arange(idx.shape[1], device=idx.device)  # (T)
         x = self.token_embedding_table(idx)  # (B, T, C): which characters these are
@@ -213,7 +213,7 @@ class GPTLanguageModel(nn.Module):
         return idx
 
 
-# --- Checks: what cannot work ends the script with one line that says what to do.
+# --- Checks: on a bad setting, the script exits with one line that says how to fix it.
 def check(condition, message):
     """Unless the condition is true, exits with status 1 and the message on standard error."""
     if not condition:
@@ -221,7 +221,7 @@ def check(condition, message):
 
 
 def excepthook(kind, error, traceback):
-    """Python calls this on an uncaught error: a traceback, but not for Ctrl-C, pipes and memory."""
+    """Handles uncaught errors: no traceback for Ctrl-C, a closed pipe or lack of memory."""
     if kind is KeyboardInterrupt:
         print(f'{Path(__file__).name}: stopped by Ctrl-C', file=sys.stderr)
     if kind in (KeyboardInterrupt, BrokenPipeError):  # closed pipe, as by `| head -1`
@@ -250,14 +250,14 @@ except Exception:  # torch raises errors of many types here
 torch.manual_seed(seed)
 model = m = GPTLanguageModel(vocab_size or 1).to(device)  # or 1: --prompt works without input.txt
 
-# --- Checkpoint: a file with the weights, and with what they need in order to be used again.
+# --- Checkpoint: a file with the weights, and the sizes and vocabulary needed to load them.
 checkpoint_path = Path(__file__).with_name('gpt.pt')
 tmp_path = Path(__file__).with_name('gpt.pt.tmp')
 config = {'block_size': block_size, 'n_embd': n_embd, 'n_head': n_head, 'n_layer': n_layer}
 
 
 def save(path=checkpoint_path):
-    """Writes a temporary file, then renames it, so that path is always complete; or exits."""
+    """Writes a temporary file, then renames it, so path is never half-written; or exits."""
     try:
         torch.save({'model': model.state_dict(), 'config': config, 'chars': chars}, tmp_path)
         tmp_path.replace(path)
@@ -299,14 +299,14 @@ def train():
     check(len(val_data) > block_size, text_error or f'input.txt is too short: its last tenth has '
           f'{len(val_data)} characters, and needs more than block_size = {block_size}: add text')
     check(not checkpoint_path.is_dir(), 'gpt.pt is a folder: move it away')
-    save(tmp_path)  # a trial: if it fails, then now and not after the training
+    save(tmp_path)  # a test write: better to fail now than after training
     print(f'{len(text):,} characters, {vocab_size} different; {max_iters:,} steps on {device}; '
           f'{sum(p.numel() for p in model.parameters()):,} parameters')
     optimizer = torch.optim.AdamW([
         {'params': [p for p in model.parameters() if p.dim() >= 2], 'weight_decay': weight_decay},
         {'params': [p for p in model.parameters() if p.dim() < 2], 'weight_decay': 0.0},
-    ], lr=learning_rate, betas=(0.9, 0.99), fused=True)  # means of 10 and 100 steps, rarely changed
-    # AdamW averages past gradients. At first that is an average of few, so it starts slowly.
+    ], lr=learning_rate, betas=(0.9, 0.99), fused=True)  # average ~10, ~100 steps; rarely tuned
+    # Warm up: AdamW's running averages are unreliable until they have seen enough gradients.
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup_iters, 1.0, warmup_iters)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max_iters)
     scheduler = torch.optim.lr_scheduler.ChainedScheduler([warmup, decay])

@@ -2,14 +2,17 @@
 
     python tests/exact_loss.py           the model in gpt.pt
     python tests/exact_loss.py bigram    bigram.py, trained again, beside the table found by counting
+    python tests/exact_loss.py ngram     no network: counts of sequences of up to five characters
 
 Exact means: over the whole last tenth of input.txt, cut into consecutive windows of block_size.
 The scripts themselves estimate the loss from a few random windows.
 """
 import contextlib
 import io
+import math
 import runpy
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -30,7 +33,36 @@ def exact_loss(model, data, block_size, device):
     return sum(losses) / count
 
 
+def ngram_loss(train, val, n=5, discount=0.8):
+    """The loss of counts alone: interpolated, with absolute discounting (Ney et al. 1994).
+
+    Every count gives up a little probability, which is shared out as a context that is one
+    character shorter predicts. n and discount are about the best for this text.
+    """
+    counts, totals, kinds = Counter(), Counter(), Counter()  # kinds: different next characters
+    for length in range(1, n + 1):
+        counts.update(train[i:i + length] for i in range(len(train) - length + 1))
+    for gram, count in counts.items():
+        totals[gram[:-1]] += count
+        kinds[gram[:-1]] += 1
+    loss = 0.0
+    for i in range(n - 1, len(val)):
+        p = 1 / kinds['']  # before any count: equal probabilities
+        for length in range(n):
+            context = val[i - length:i]
+            if totals[context]:
+                discounted = max(counts[context + val[i]] - discount, 0)
+                p = (discounted + discount * kinds[context] * p) / totals[context]
+        loss -= math.log(p)
+    return loss / (len(val) - n + 1)
+
+
 if __name__ == '__main__':
+    if sys.argv[1:] == ['ngram']:
+        text = (PROJECT / 'input.txt').read_text(encoding='utf-8-sig')
+        n_train = len(text) * 9 // 10
+        print(f'exact validation loss: {ngram_loss(text[:n_train], text[n_train:]):.4f}')
+        sys.exit()
     if sys.argv[1:] == ['bigram']:
         with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):
             script = runpy.run_path(str(PROJECT / 'bigram.py'), run_name='__main__')

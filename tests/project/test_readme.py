@@ -1,20 +1,27 @@
-"""The README cannot rot: whatever it names or quotes is held to the code."""
+"""The README agrees with the code: commands, names, values, and every line of code that it shows."""
 import ast
 import re
 import types
 
 import pytest
-import torch
 
 from committed import needs_committed_text
 from conftest import PROJECT
 
 README = (PROJECT / 'README.md').read_text(encoding='utf-8')
 SOURCE = {name: (PROJECT / name).read_text(encoding='utf-8') for name in ('bigram.py', 'gpt.py')}
-COMMANDS = [line for block in re.findall(r'(?ms)^```sh\n(.*?)^```', README)
-            for line in block.splitlines()]
 PROSE = re.sub(r'(?ms)^```.*?^```', '', README)
 SPANS = re.findall(r'`([^`\n]+)`', PROSE)
+SHELL = re.compile(r'(python3?|pip|uv|git|curl|sudo|source|torchrun|diff|OMP_NUM_THREADS|\.venv)\b|\.venv')
+
+
+def blocks(language):
+    """The lines of all blocks of code in a language."""
+    found = re.findall(rf'(?ms)^```{language}\n(.*?)^```', README)
+    return [line for block in found for line in block.splitlines()]
+
+
+COMMANDS = blocks('sh')
 
 
 def defaults(gpu):
@@ -27,8 +34,10 @@ def defaults(gpu):
 
 
 def test_the_first_two_commands_are_the_ones_a_newcomer_needs():
-    assert COMMANDS[0] == 'python -m pip install -r requirements.txt && python gpt.py'
-    assert COMMANDS[1] == 'python -m pip install -r requirements.txt pytest && python -m pytest'
+    """Each is complete: it makes the virtual environment, installs what it needs, and runs."""
+    install = 'python3 -m venv .venv && .venv/bin/python -m pip install -r requirements.txt'
+    assert COMMANDS[0] == f'{install} && .venv/bin/python gpt.py'
+    assert COMMANDS[1] == f'{install} pytest && .venv/bin/python -m pytest'
 
 
 @pytest.mark.parametrize('command', COMMANDS)
@@ -41,11 +50,25 @@ def test_a_command_names_what_exists(command):
 
 @pytest.mark.parametrize('span', sorted(set(SPANS)))
 def test_a_name_in_code_type_is_a_name_in_the_code(span):
-    """A file that exists, a command, or names and words of the scripts, or of torch's Muon."""
-    known = SOURCE['gpt.py'] + SOURCE['bigram.py'] + torch.optim.Muon.__doc__
-    known = set(re.findall(r'\w+', known))
-    words = set(re.findall(r'\b[a-zA-Z_]\w*', span))
-    assert (PROJECT / span).exists() or span.startswith('python ') or words <= known, words - known
+    """A file, a shell command, the value of a name, or words of the scripts and the exercises."""
+    if (PROJECT / span).exists() or SHELL.match(span) or span == ' / ':
+        return
+    exercises = (PROJECT / 'tests' / 'exercises.py').read_text(encoding='utf-8')
+    known = set(re.findall(r'\w+', SOURCE['gpt.py'] + SOURCE['bigram.py'] + exercises))
+    assignment = re.fullmatch(r'(\w+) ?= ?\S+', span)
+    words = set(re.findall(r'\b[a-zA-Z_]\w*', assignment.group(1) if assignment else span))
+    assert words <= known, words - known
+
+
+@pytest.mark.parametrize('line', blocks('python'))
+def test_a_line_of_code_is_a_line_of_the_script(line):
+    assert line.strip() in [code.strip() for code in SOURCE['gpt.py'].splitlines()]
+
+
+def test_the_snippet_for_generation_is_the_end_of_both_scripts():
+    snippet = [code.strip() for code in SOURCE['bigram.py'].splitlines()[-2:]]
+    assert 'max_new_tokens=500' in snippet[1]
+    assert '\n'.join(['```python', *snippet, '```']) in README
 
 
 @pytest.mark.parametrize('name', list(defaults(gpu=False)))
