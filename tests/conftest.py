@@ -17,6 +17,10 @@ import torch
 
 POSIX = hasattr(os, 'geteuid')  # Windows has neither this nor terminals and signals as in Unix
 posix_only = pytest.mark.skipif(not POSIX, reason='needs signals or terminals as in Unix')
+# Two copies of a script that differ in a value of equal length, made in the same second, look the
+# same to Python's cache of compiled modules: it would import the first one twice.
+sys.dont_write_bytecode = True
+
 PROJECT = Path(__file__).resolve().parent.parent
 TEXT = (PROJECT / 'input.txt').read_text(encoding='utf-8')[:20_000]
 
