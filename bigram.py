@@ -77,7 +77,7 @@ def estimate_loss():
 # --- Model
 class BigramLanguageModel(nn.Module):
     """Predicts the next character from the current one. Row i of a table holds scores, called
-    logits, for what may follow character i. Softmax, exp(logit) / their sum, gives probabilities.
+    logits, for what may follow character i. Softmax makes them probabilities: exp(logit) / sum.
     """
 
     def __init__(self, vocab_size=vocab_size):
@@ -109,16 +109,16 @@ class BigramLanguageModel(nn.Module):
 
 # --- Checks: on a bad setting, the script exits with one line that says how to fix it.
 def check(condition, message):
-    """Unless the condition is true, exits with status 1 and the message on standard error."""
+    """If the condition is false, exits with status 1 and the message on standard error."""
     if not condition:
         sys.exit(f'{Path(__file__).name}: {message}')
 
 
 def excepthook(kind, error, traceback):
-    """Handles uncaught errors: no traceback for Ctrl-C, a closed pipe or lack of memory."""
+    """Handles uncaught errors: no traceback for Ctrl-C, a closed pipe or too little memory."""
     if kind is KeyboardInterrupt:
         print(f'{Path(__file__).name}: stopped by Ctrl-C', file=sys.stderr)
-    if kind in (KeyboardInterrupt, BrokenPipeError):  # closed pipe, as by `| head -1`
+    if kind in (KeyboardInterrupt, BrokenPipeError):  # closed pipe: `| head -1`, for example
         os._exit(130)
     check('allocate' not in str(error), 'out of memory: lower batch_size or block_size')
     sys.__excepthook__(kind, error, traceback)
@@ -141,7 +141,7 @@ model = m = BigramLanguageModel().to(device)
 
 # --- Training
 def train():
-    """Changes the weights, batch by batch, so that the actual next characters get more probable."""
+    """Adjusts the weights, batch by batch, to make the actual next characters more probable."""
     check(len(val_data) > block_size, text_error or f'input.txt is too short: its last tenth has '
           f'{len(val_data)} characters, and needs more than block_size = {block_size}: add text')
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
@@ -158,7 +158,7 @@ def train():
         optimizer.zero_grad()  # otherwise the gradients would add to those of the last step
         loss.backward()  # the gradient: how fast the loss rises with each weight
         optimizer.step()  # moves every weight a little, against its gradient
-        scheduler.step()  # sets the learning rate of the next step
+        scheduler.step()  # sets the learning rate for the next step
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@
     python gpt.py                      train, save the model in gpt.pt, and generate 500 characters
     python gpt.py --prompt "FLINT:"    continue this text with the saved model
 
-Training takes five to six minutes on two CPU cores, to a val loss near 1.3. Read bigram.py first.
+Training takes six to nine minutes on two CPU cores, to a val loss near 1.3. Read bigram.py first.
 """
 import argparse
 import math
@@ -25,12 +25,12 @@ max_iters = 5000 if gpu else 10_000  # training steps
 eval_interval = 500  # steps from one loss estimate to the next
 eval_iters = 50 if gpu else 30  # batches that one estimate averages, for each split
 learning_rate = 1e-3 if gpu else 1.5e-3  # peak learning rate: how far a step moves the weights
-warmup_iters = 100  # steps to reach the peak learning rate; then linear decay to 0 at the end
+warmup_iters = 100  # warm-up steps to the peak learning rate; linear decay to 0 spans the whole run
 weight_decay = 0.1 if gpu else 0.3  # pulls weight matrices towards 0, against overfitting
 n_embd = 384 if gpu else 128  # embedding dimension: how many numbers represent one position
 n_head = 6 if gpu else 4  # attention heads per block, each of size n_embd / n_head
 n_layer = 6 if gpu else 3  # blocks, one after another
-dropout = 0.2 if gpu else 0.0  # fraction of activations zeroed at random, against overfitting
+dropout = 0.2 if gpu else 0.0  # dropout probability: fraction of activations zeroed in training
 fused_attention = True  # torch's fast attention; False: the same computation, spelled out below
 temperature = 0.8  # divides the logits in sampling: below 1 more predictable, above 1 more varied
 top_k = None  # sample from the k most probable characters only; None: from all of them
@@ -96,7 +96,7 @@ class MultiHeadAttention(nn.Module):
     """Causal self-attention: each position reads itself and earlier ones. (B, T, C) -> (B, T, C)
 
     Every position makes a query (what it looks for), a key (what it offers) and a value (what it
-    passes on). The better a query matches the key of a position, the more it takes of its value.
+    passes on). The better a query matches a key, the larger the weight of that value.
     Heads do this side by side, with queries, keys and values of their own. arxiv.org/abs/1706.03762
     """
 
@@ -105,7 +105,7 @@ class MultiHeadAttention(nn.Module):
         self.n_head, self.head_size = n_head, head_size
         self.qkv = nn.Linear(n_embd, 3 * n_head * head_size, bias=False)  # for all heads at once
         self.proj = nn.Linear(n_head * head_size, n_embd)  # mixes the outputs of the heads
-        # x sums 2 * n_layer such outputs: this keeps it from growing with depth, as in GPT-2.
+        # The blocks add 2 * n_layer outputs to x: this keeps x from growing with depth (GPT-2).
         self.proj.weight.data /= math.sqrt(2 * n_layer)
 
     def forward(self, x):
@@ -114,10 +114,10 @@ class MultiHeadAttention(nn.Module):
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, C) each
         # Split C into heads and put the head axis next to the batch: each head attends on its own.
         q, k, v = (z.view(B, T, nh, hs).transpose(1, 2) for z in (q, k, v))  # (B, nh, T, hs) each
-        dropout_p = dropout if self.training else 0.0
+        dropout_p = dropout if self.training else 0.0  # model.eval() sets self.training to False
         if not fused_attention:
             # scores[b, h, i, j]: how well the query at i matches the key at j, as a scaled dot
-            # product. Unscaled, its variance would grow with hs: softmax would favour one position.
+            # product. Unscaled, its variance grows with hs: softmax soon favours a single position.
             scores = q @ k.transpose(-2, -1) / math.sqrt(hs)  # (B, nh, T, T)
             # Causal mask: True where j > i, so that no position sees the answer. exp(-inf) = 0.
             causal_mask = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)  # (T, T)
@@ -148,7 +148,7 @@ class Block(nn.Module):
     """Attention to exchange information, then feed-forward to process it. (B, T, C) -> (B, T, C)
 
     Both add to x (residual connections, arxiv.org/abs/1512.03385), so that gradients flow straight
-    to the first layers. Both read a normalised x (pre-norm, arxiv.org/abs/2002.04745).
+    to the first layers. Both normalise x before they read it (pre-norm, arxiv.org/abs/2002.04745).
     """
 
     def __init__(self, n_embd, n_head):
@@ -165,7 +165,7 @@ class Block(nn.Module):
 
 class GPTLanguageModel(nn.Module):
     """Predicts the next character from up to block_size before it. The layout is GPT-2's (Radford
-    et al. 2019), but with ReLU, no q, k, v biases, an untied lm_head with a bias, and another init.
+    et al. 2019), but with ReLU, no q, k, v biases, an untied lm_head with bias, a different init.
     """
 
     def __init__(self, vocab_size=vocab_size):
@@ -175,11 +175,11 @@ class GPTLanguageModel(nn.Module):
         self.blocks = nn.Sequential(*[Block(n_embd, n_head) for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd)  # the last layer norm
         self.lm_head = nn.Linear(n_embd, vocab_size)  # from C numbers to a logit for each character
-        # With torch's std of 1, embeddings would outweigh what the blocks add, and learn slower.
+        # Random start: torch's std of 1 would outweigh what the blocks add, and slow down training.
         nn.init.normal_(self.token_embedding_table.weight, std=0.1)
         nn.init.normal_(self.position_embedding_table.weight, std=0.1)
 
-    # bfloat16, 16 bits instead of 32, speeds up matrix products on GPUs that have units for it.
+    # bfloat16 (16 bits, not 32) is faster on GPUs with units for it; False: do not emulate it.
     @torch.autocast('cuda', torch.bfloat16, gpu and torch.cuda.is_bf16_supported(False))
     def forward(self, idx, targets=None):
         """Token ids (B, T) -> logits (B, T, vocab_size), and the loss if there are targets (B, T).
@@ -215,16 +215,16 @@ class GPTLanguageModel(nn.Module):
 
 # --- Checks: on a bad setting, the script exits with one line that says how to fix it.
 def check(condition, message):
-    """Unless the condition is true, exits with status 1 and the message on standard error."""
+    """If the condition is false, exits with status 1 and the message on standard error."""
     if not condition:
         sys.exit(f'{Path(__file__).name}: {message}')
 
 
 def excepthook(kind, error, traceback):
-    """Handles uncaught errors: no traceback for Ctrl-C, a closed pipe or lack of memory."""
+    """Handles uncaught errors: no traceback for Ctrl-C, a closed pipe or too little memory."""
     if kind is KeyboardInterrupt:
         print(f'{Path(__file__).name}: stopped by Ctrl-C', file=sys.stderr)
-    if kind in (KeyboardInterrupt, BrokenPipeError):  # closed pipe, as by `| head -1`
+    if kind in (KeyboardInterrupt, BrokenPipeError):  # closed pipe: `| head -1`, for example
         os._exit(130)
     check('allocate' not in str(error), 'out of memory: lower batch_size, block_size or n_embd')
     sys.__excepthook__(kind, error, traceback)
@@ -261,7 +261,7 @@ def save(path=checkpoint_path):
     try:
         torch.save({'model': model.state_dict(), 'config': config, 'chars': chars}, tmp_path)
         tmp_path.replace(path)
-        tmp_path.unlink(missing_ok=True)
+        tmp_path.unlink(missing_ok=True)  # after a test write, where path is tmp_path
     except (OSError, RuntimeError):
         check(False, f'cannot write {tmp_path}: make the folder writable, or free some disk space')
 
@@ -285,7 +285,7 @@ def evaluate(step, best):
     losses = estimate_loss()
     print(f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}")
     check(losses['val'] < float('inf'), 'the loss is not a number: lower learning_rate')
-    with torch.random.fork_rng([device] if gpu else []):  # has no effect on the training batches
+    with torch.random.fork_rng([device] if gpu else []):  # sampling must not change the batches
         sample = model.generate(torch.zeros((1, 1), dtype=torch.long, device=device), 80)[0]
     print('    ' + decode(sample.tolist()).strip().replace('\n', ' / '))
     if step > 0 and losses['val'] < best:  # step 0 is untrained
@@ -295,7 +295,7 @@ def evaluate(step, best):
 
 
 def train():
-    """Changes the weights, batch by batch, so that the actual next characters get more probable."""
+    """Adjusts the weights, batch by batch, to make the actual next characters more probable."""
     check(len(val_data) > block_size, text_error or f'input.txt is too short: its last tenth has '
           f'{len(val_data)} characters, and needs more than block_size = {block_size}: add text')
     check(not checkpoint_path.is_dir(), 'gpt.pt is a folder: move it away')
@@ -305,7 +305,7 @@ def train():
     optimizer = torch.optim.AdamW([
         {'params': [p for p in model.parameters() if p.dim() >= 2], 'weight_decay': weight_decay},
         {'params': [p for p in model.parameters() if p.dim() < 2], 'weight_decay': 0.0},
-    ], lr=learning_rate, betas=(0.9, 0.99), fused=True)  # average ~10, ~100 steps; rarely tuned
+    ], lr=learning_rate, betas=(0.9, 0.99), fused=True)  # betas: averages over ~10 and ~100 steps
     # Warm up: AdamW's running averages are unreliable until they have seen enough gradients.
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup_iters, 1.0, warmup_iters)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max_iters)
@@ -320,7 +320,7 @@ def train():
             optimizer.zero_grad()  # otherwise the gradients would add to those of the last step
             loss.backward()  # the gradient: how fast the loss rises with each weight
             optimizer.step()  # moves every weight a little, against its gradient
-            scheduler.step()  # sets the learning rate of the next step
+            scheduler.step()  # sets the learning rate for the next step
             if hasattr(sys.stdout, 'reconfigure') and sys.stdout.isatty():  # a real terminal
                 print(f'step {step + 1} of {max_iters}, {time.time() - started:.0f} s', end='\r')
         best = evaluate(max_iters, best)

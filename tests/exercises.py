@@ -182,14 +182,14 @@ EXERCISES = dict(enumerate([
     Exercise(
         'Learning rate',
         'Set `learning_rate` to 1e-4, 1e-2, 1e-1 and 10.',
-        'From which value on does training fail, and what does failing look like?',
+        'At which value does training start to fail, and what does that look like?',
         'With a small learning rate, the weights have not moved far enough when the steps run '
         'out. In a run as short as this, 1e-2 does better than our default, which suits 10,000 '
-        'steps. With a larger one, every step overshoots: the gradient says in which direction the '
-        'loss falls here, and nothing about what comes after a long step. AdamW divides each '
-        'gradient by the size of recent ones, so the learning rate decides how long a step is: if'
-        ' it is too long, the loss stays high. At 10, weight decay adds to the trouble: each step'
-        ' multiplies the weight matrices by 1 - 10 * 0.3 = -2, so they grow until the numbers '
+        'steps. At 1e-1, every step overshoots: the gradient only tells in which direction the '
+        'loss falls nearby, not what comes after a long step. AdamW divides each gradient by '
+        'the size of recent ones, so the learning rate decides how long a step is: if it is too'
+        ' long, the loss stays high. At 10, weight decay adds to the trouble: each step '
+        'multiplies the weight matrices by 1 - 10 * 0.3 = -2, so they grow until the numbers '
         'overflow, and `gpt.py` stops and says so.',
         {f'learning_rate = {value}': change(learning_rate=float(value))
          for value in ('1e-4', '1e-2', '1e-1', '10')}),
@@ -233,9 +233,9 @@ EXERCISES = dict(enumerate([
         'Write `x = self.sa(self.ln1(x))`, and `return self.ffwd(self.ln2(x))` below it.',
         'Does it learn more slowly, or does it learn something else?',
         'Without the sums, what a block does not pass on is lost, and the gradient has to go '
-        'through every layer on its way back. Compare the loss with {letters:.2f}, the loss of a '
-        'unigram model, which knows only how frequent each character is: a model with this loss '
-        'has learned nothing about which characters follow which.',
+        'through every layer on its way back. {letters:.2f} is the loss of a unigram model, '
+        'which knows only how frequent each character is: a model with this loss has learned '
+        'nothing about which characters follow which.',
         {'no residual paths': change(('x = x + self.sa(self.ln1(x))', 'x = self.sa(self.ln1(x))'),
                                      ('return x + self.ffwd(self.ln2(x))',
                                       'return self.ffwd(self.ln2(x))'))},
@@ -246,10 +246,11 @@ EXERCISES = dict(enumerate([
         'are not divided by the square root of the head size. Do it with the heads as they are, '
         'then with one wide head: `n_embd = 256`, `n_head = 1`, `n_layer = 1`.',
         'For which heads does the scale matter more, narrow or wide ones?',
-        'A score is a sum of as many products as the head has channels, so its variance grows with '
-        'the head size. Large scores make softmax put nearly all the weight on one position, at '
-        'random, before anything has been learned, and there its gradient is close to zero. '
-        'In narrow heads the scores start out small enough to avoid this.',
+        'A score is a sum of as many products as the head has channels, so its variance grows '
+        'with the head size. Before training, scores are random. If they are large too, softmax'
+        ' puts nearly all the weight on one arbitrary position, and there its gradient is close'
+        ' to zero, so little is learned. In narrow heads the scores start out small enough to '
+        'avoid this.',
         {'narrow heads, scale=1.0': change(WITHOUT_SCALE),
          'one wide head, scaled': change(n_embd=256, n_head=1, n_layer=1),
          'one wide head, scale=1.0': change(WITHOUT_SCALE, n_embd=256, n_head=1, n_layer=1)}),
@@ -258,18 +259,18 @@ EXERCISES = dict(enumerate([
         'Below the line that splits `self.qkv(x)`, write `q = torch.zeros_like(q)`.',
         'What is left of attention when all scores are equal?',
         'Queries of zero make all scores zero, and softmax makes equal weights of them: each '
-        'position gets the mean of the values so far. The model still knows which characters came'
-        ' before, but a character far back counts as much as the last one. The gap to the '
-        'baseline is what learned attention weights are worth.',
+        'position gets the mean of the values so far. The model still knows which characters '
+        'came before, but a character far back counts as much as the last one. The gap to the '
+        'unchanged `gpt.py` is what learned attention weights are worth.',
         {'plain mean': change((QKV, QKV + '\n        q = torch.zeros_like(q)'))}),
     Exercise(
         'Another activation function',
         'Change `nn.ReLU()` to `nn.GELU()`, which GPT-2 uses, then to `nn.Identity()`, which does '
         'nothing.',
         'Does the shape of the activation function matter, or only that there is one?',
-        'GELU is a smoother ReLU, and a little better or no different. Without one, the two '
-        'linear layers of feed-forward are together one linear layer. The model is not linear '
-        'even so: attention multiplies, softmax and layer norm are not linear either.',
+        'GELU is a smoother ReLU; here it makes no difference. Without any, the two linear '
+        'layers of feed-forward are together one linear layer. The model is not linear even so:'
+        ' attention multiplies, softmax and layer norm are not linear either.',
         {'GELU': change(('nn.ReLU()', 'nn.GELU()')),
          'no activation': change(('nn.ReLU()', 'nn.Identity()'))}),
     Exercise(
@@ -305,10 +306,9 @@ EXERCISES = dict(enumerate([
         'that makes `chars`; set `eval_interval` to 100. Then set `dropout` to 0.3.',
         'Which of the two losses, train and val, will go on falling to the end?',
         'There are many more weights than characters, so the model can memorise the training '
-        'text, and what it learns beyond the general patterns does not hold for other text: the '
-        'training loss falls, and the validation loss rises again. Dropout zeroes activations at '
-        'random, so that the model cannot rely on any single one, and memorises less easily. More '
-        'text is the better cure. The checkpoint keeps the weights of the best evaluation.',
+        'text, which does not help it with other text: the training loss falls, and the '
+        'validation loss rises again. Dropout makes memorising harder. More text is the better '
+        'cure.',
         {'dropout = 0.0': change(text=beginning, eval_interval=100, dropout=0.0),
          'dropout = 0.3': change(text=beginning, eval_interval=100, dropout=0.3)},
         'train {train:.2f}, val {val:.2f} (at best {best:.2f}, at step {best_step})'),
@@ -340,10 +340,11 @@ EXERCISES = dict(enumerate([
         "`adjust_lr_fn='match_rms_adamw'`, the rest to AdamW, and set `learning_rate` to 4e-3. "
         'Muon needs the same learning rate schedule.',
         'How many steps would AdamW need for the loss that Muon reaches in 1,000?',
-        'AdamW scales each number of a gradient separately. Muon treats a matrix as a whole: it '
-        'makes the update nearly orthogonal, so that it changes the output by as much in every '
-        'direction, the rare ones too. It is not the default here because torch computes it in '
-        'bfloat16, which is slow on processors without units for that.',
+        'In the default run, AdamW gets there between steps 2,500 and 3,000. AdamW scales each '
+        'number of a gradient separately. Muon treats a matrix as a whole: it makes the update '
+        'nearly orthogonal, so that it changes the output by as much in every direction, the '
+        'rare ones too. It is not the default here because torch computes it in bfloat16, which'
+        ' is slow on processors without units for that.',
         {'Muon': change(*MUON, learning_rate=4e-3)}),
     Exercise(
         'A cache of keys and values',
@@ -360,22 +361,23 @@ EXERCISES = dict(enumerate([
         'context, so that from there on the text may differ. (Most newer models use rotary '
         'embeddings, which depend only on the distance between positions and so avoid this.)',
         {'cache': change(*CACHE, run='cache')},
-        'the first {same} of {total} characters are as without the cache (at least block_size '
-        'should be), in {ratio:.2f} of the time'),
+        'the first {same} of {total} characters are the same as without the cache (at least '
+        'block_size should be); generating takes {ratio:.2f} times as long'),
     Exercise(
         'More than one machine',
         "Let several processes train one model, with torch's `DistributedDataParallel`: each "
-        'computes the gradients of its part of the batch, and all take the same step with the mean '
-        'of the gradients. Run `torchrun --nproc_per_node 2 gpt.py`.',
+        'computes the gradients of its part of the batch, and all take the same step with the '
+        'mean of the gradients. Run `python -m torch.distributed.run --nproc_per_node 2 '
+        'gpt.py`, which is also called `torchrun`.',
         'What must be the same in the two processes, and what must differ?',
-        'The weights must be the same, so both begin with the same seed; the batches must differ,'
-        ' so there each has its own. Process 0 alone writes and prints. The mean of the gradients'
-        ' of two half batches is the gradient of the whole batch, so the loss should match that '
-        'of a single process, apart from the different random batches. On several GPUs, use '
-        "`nccl` instead of `gloo` and `device = 'cuda:' + os.environ['LOCAL_RANK']`; on several "
-        'machines, start `torchrun` on each, with `--nnodes`, `--rdzv_backend c10d` and '
-        '`--rdzv_endpoint` (address and port of one of them). When the model no longer fits into '
-        'one GPU, or one run takes days, move on to nanoGPT, nanochat or torchtitan.',
+        'The weights must be the same, so both processes build the model with the same seed; '
+        'the batches must differ, so each process draws them with a seed of its own. Process 0 '
+        'alone writes and prints. The mean of the gradients of two half batches is the gradient'
+        ' of the whole batch, so the loss should match that of a single process, apart from the'
+        ' different random batches. On several GPUs, use `nccl` instead of `gloo` and `device ='
+        " 'cuda:' + os.environ['LOCAL_RANK']`; on several machines, run the same command on "
+        'each, with `--nnodes`, `--rdzv_backend c10d` and `--rdzv_endpoint` (address and port '
+        'of one of them).',
         {'two processes': change(*PARALLEL, run='torchrun')}),
 ], start=1))
 
