@@ -536,7 +536,7 @@ def work_all(source, steps=None):
 
 if __name__ == '__main__':
     if hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(errors='replace')
+        sys.stdout.reconfigure(errors='replace', line_buffering=True)
     parser = argparse.ArgumentParser(description='The exercises of the README, worked.')
     parser.add_argument('number', nargs='?', type=int, help='the exercise')
     parser.add_argument('--show', action='store_true', help='print its solution as a diff')
@@ -564,3 +564,5 @@ if __name__ == '__main__':
         sys.exit(f'exercises.py: {error}')
     except KeyboardInterrupt:
         sys.exit('exercises.py: stopped by Ctrl-C')
+    except BrokenPipeError:  # `| head -1`, for example
+        os._exit(130)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import exercises
-from conftest import PROJECT, SMALL, TEXT, tokens
+from conftest import PROJECT, SMALL, TEXT, posix_only, tokens
 from exercises import EXERCISES, change, measure, solution
 
 SOURCE = (PROJECT / 'gpt.py').read_text(encoding='utf-8')
@@ -209,6 +209,16 @@ def test_a_wrong_number_gets_one_line():
 def test_the_readme_has_the_exercise(number):
     readme = (PROJECT / 'README.md').read_text(encoding='utf-8')
     assert f'**{number}. {EXERCISES[number].title}.**' in readme
+
+
+@posix_only
+def test_a_closed_pipe_ends_the_diff_in_silence():
+    """As in python tests/exercises.py 15 --show | head -1"""
+    process = subprocess.Popen([sys.executable, exercises.__file__, '15', '--show'],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8')
+    process.stdout.close()
+    assert process.stderr.read() == '' and process.wait(timeout=60) == 130
+    process.stderr.close()
 
 
 def test_the_readme_has_no_other_exercises():
