@@ -55,6 +55,7 @@ class Exercise:
 
 
 def beginning(text):
+    """Its first 20,000 characters only (by hand: text = text[:20_000])."""
     return text[:20_000]
 
 
@@ -129,7 +130,8 @@ past = 0 if self.blocks[0].sa.cache is None else self.blocks[0].sa.cache.shape[3
             else:
                 new = idx[:, -1:]
             kept += new.shape[1]"""),
-    ('logits, _ = self(idx[:, -block_size:])', 'logits, _ = self(new)'),
+    ('logits, _ = self(idx[:, -block_size:])  # (B, min(T, block_size), vocab_size)',
+     'logits, _ = self(new)  # (B, new positions, vocab_size)'),
     ('        self.train(was_training)', """\
         for block in self.blocks:
             block.sa.cache = None
@@ -340,7 +342,7 @@ EXERCISES = dict(enumerate([
         "`adjust_lr_fn='match_rms_adamw'`, the rest to AdamW, and set `learning_rate` to 4e-3. "
         'Muon needs the same learning rate schedule.',
         'How many steps would AdamW need for the loss that Muon reaches in 1,000?',
-        'In the default run, AdamW gets there between steps 2,500 and 3,000. AdamW scales each '
+        'AdamW needs about 2,000: with `max_iters = 2000` it reaches 1.56. It scales each '
         'number of a gradient separately. Muon treats a matrix as a whole: it makes the update '
         'nearly orthogonal, so that it changes the output by as much in every direction, the '
         'rare ones too. It is not the default here because torch computes it in bfloat16, which'
@@ -350,7 +352,8 @@ EXERCISES = dict(enumerate([
         'A cache of keys and values',
         '`generate` computes the keys and values of the whole context again for each character. '
         'Keep them instead, and compute only those of the new one. Nothing is trained: with the '
-        'saved model and `top_k` = 1, the first `block_size` characters must stay the same.',
+        'saved model and `top_k` = 1, the first `block_size` characters must stay the same: '
+        'compare what `python gpt.py --prompt "FLINT:"` writes before and after.',
         'What must happen when the context is full?',
         'The keys and values of a position depend only on it and on earlier ones, so they stay '
         'valid as long as the positions keep their numbers. Two things are easy to miss: the new '
@@ -386,7 +389,7 @@ def solution(variant, source, steps=None, **settings):
     """The source of gpt.py with a variant's edits; ValueError where they do not fit."""
     for old, new in variant.edits:
         if source.count(old) != 1:
-            raise ValueError('gpt.py must be unedited, but it has this '
+            raise ValueError('gpt.py must be unedited (undo your edits), but it has this '
                              f'{source.count(old)} times, not once: {old.strip()}')
         source = source.replace(old, new)
     steps = steps or variant.steps
@@ -492,7 +495,10 @@ def work(number, source, steps=None):
     print(f'{number}. {exercise.title}. {exercise.predict}')
     print('(It runs in temporary folders: your gpt.py and gpt.pt stay as they are.)\n')
     first = next(iter(exercise.variants.values()))
-    as_it_is = {} if first.run == 'cache' else {'gpt.py as it is': baseline_of(first)}
+    alone = first.run == 'cache' or first.text is beginning  # there, nothing to compare with
+    as_it_is = {} if alone else {'gpt.py as it is': baseline_of(first)}
+    for variant in exercise.variants.values():
+        solution(variant, source)  # an edited gpt.py fails here, before anything is trained
     lines = ['']
     for name, variant in {**as_it_is, **exercise.variants}.items():
         print(f'{name}:', flush=True)
