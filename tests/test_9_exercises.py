@@ -211,6 +211,12 @@ def test_the_readme_has_the_exercise(number):
     assert f'**{number}. {EXERCISES[number].title}.**' in readme
 
 
+def test_an_edited_script_fails_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr(exercises, 'measure', None)  # calling it would be a TypeError
+    with pytest.raises(ValueError, match='unedited'):
+        exercises.work(9, SOURCE.replace('nn.ReLU()', 'nn.SiLU()'))
+
+
 @posix_only
 def test_a_closed_pipe_ends_the_diff_in_silence():
     """As in python tests/exercises.py 15 --show | head -1"""
