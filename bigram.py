@@ -77,7 +77,7 @@ def estimate_loss():
 # --- Model
 class BigramLanguageModel(nn.Module):
     """Predicts the next character from the current one. Row i of a table holds scores, called
-    logits, for what may follow character i. Softmax makes them probabilities: exp(logit) / sum.
+    logits, for what may follow character i. Softmax gives probabilities: exp(logit) / sum of exps.
     """
 
     def __init__(self, vocab_size=vocab_size):
