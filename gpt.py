@@ -1,15 +1,17 @@
-"""A GPT: a transformer that learns from input.txt to write, one character at a time.
+"""A GPT: a transformer that learns to write from input.txt, one character at a time.
 
-    python gpt.py                      train, save the model in gpt.pt, and generate 500 characters
+    python gpt.py                      train, save the model in gpt.pt, generate 500 characters
     python gpt.py --prompt "FLINT:"    continue this text with the saved model
 
-Training takes six to nine minutes on two CPU cores, to a val loss near 1.3. Read bigram.py first.
+Read bigram.py first. A transformer reads all of its context, not only the last character.
+Training takes six to nine minutes on two CPU cores, to a val loss near 1.3.
 """
 import argparse
 import math
 import os
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -18,143 +20,154 @@ import torch.nn.functional as F
 
 # --- Hyperparameters: change them, run again, and compare.
 device = 'cuda' if torch.cuda.is_available() else 'cpu'  # where the model runs
-gpu = str(device).startswith('cuda')  # below, `64 if gpu else 8` is 64 on a GPU and 8 on a CPU
+gpu = str(device).startswith('cuda')  # a CPU gets a smaller model, to end in minutes
 batch_size = 64 if gpu else 8  # sequences per training step
 block_size = 256 if gpu else 128  # context length: characters per sequence
 max_iters = 5000 if gpu else 10_000  # training steps
 eval_interval = 500  # steps from one loss estimate to the next
 eval_iters = 50 if gpu else 30  # batches that one estimate averages, for each split
-learning_rate = 1e-3 if gpu else 1.5e-3  # peak learning rate: how far a step moves the weights
-warmup_iters = 100  # warm-up steps to the peak learning rate; linear decay to 0 spans the whole run
-weight_decay = 0.1 if gpu else 0.3  # pulls weight matrices towards 0, against overfitting
+learning_rate = 1e-3 if gpu else 1.5e-3  # peak learning rate: how far a step moves a weight
+warmup_iters = 100  # steps in which the learning rate rises; from there it decays to 0
+weight_decay = 0.1 if gpu else 0.3  # how strongly each step pulls weight matrices towards 0
 n_embd = 384 if gpu else 128  # embedding dimension: how many numbers represent one position
 n_head = 6 if gpu else 4  # attention heads per block, each of size n_embd / n_head
 n_layer = 6 if gpu else 3  # blocks, one after another
-dropout = 0.2 if gpu else 0.0  # dropout probability: fraction of activations zeroed in training
-fused_attention = True  # torch's fast attention; False: the same computation, spelled out below
-temperature = 0.8  # divides the logits in sampling: below 1 more predictable, above 1 more varied
-top_k = None  # sample from the k most probable characters only; None: from all of them
-seed = 1337  # random seed: on the same CPU, the same seed gives the same losses and text
+dropout = 0.2 if gpu else 0.0  # dropout probability: share of numbers set to 0 in training
+fused_attention = True  # torch's fast attention; False: the spelled-out one, which you can edit
+bfloat16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)  # 16 bits: faster
+temperature = 0.8  # in generation: below 1 for more predictable text, above 1 for more varied
+top_k = None  # in generation: only the k most probable characters may follow; None: all
+seed = 1337  # random seed: it repeats a run, on the same machine with the same torch
 
 # --- Text and tokenizer: a token is one character, and its id is its place in the vocabulary.
-text, text_error = '', None
+folder = Path(globals().get('__file__', '')).parent  # the script's; in a notebook, the current
 try:
-    text = Path(__file__).with_name('input.txt').read_text(encoding='utf-8-sig')
-except (OSError, UnicodeError) as error:
-    text_error = f'cannot read input.txt ({error}): put a UTF-8 text file there'
+    text = (folder / 'input.txt').read_text(encoding='utf-8-sig')
+except (OSError, UnicodeError):
+    text = ''  # the last section reports it
 chars = sorted(set(text))  # the vocabulary: every character that occurs in the text
 vocab_size = len(chars)
-stoi = {character: i for i, character in enumerate(chars)}  # string to integer, a token id
+stoi = {character: i for i, character in enumerate(chars)}  # string to integer: its id
 
 
 def encode(string):
-    """The token ids of a string, as a list; KeyError if a character is not in the vocabulary."""
+    """The token ids of a string, as a list; KeyError for a character not in the vocabulary."""
     return [stoi[character] for character in string]
 
 
 def decode(ids):
-    """The string that a list of token ids stands for."""
+    """The reverse of encode: the string for a list of token ids."""
     return ''.join(chars[i] for i in ids)
 
 
-data = torch.tensor(encode(text), dtype=torch.long)  # (number of characters)
-train_data, val_data = data.tensor_split([len(data) * 9 // 10])  # last tenth: never trained on
+data = torch.tensor(encode(text), dtype=torch.long)  # an array of shape (number of characters)
+n_train = len(data) * 9 // 10
+train_data, val_data = data[:n_train], data[n_train:]  # never trained on: the last tenth
 
 
 def get_batch(split, generator=None):
     """Random sequences from the 'train' or 'val' split: inputs x and targets y, each (B, T).
 
-    B = batch_size sequences, T = block_size positions in each ("time"). The target y[b, t] is the
-    character after x[b, t]: T predictions to learn from, with contexts of 1 to T characters.
+    B = batch_size sequences of T = block_size positions ("time"). The target y[b, t] is the
+    character that follows x[b, t] in the text: each position is one prediction to learn from.
     """
-    data = train_data if split == 'train' else val_data
-    starts = torch.randint(len(data) - block_size, (batch_size, 1), generator=generator)  # (B, 1)
-    positions = starts + torch.arange(block_size)  # broadcast: (B, 1) + (T) -> (B, T)
-    x, y = data[positions], data[positions + 1]  # (B, T) each: y is x shifted by one
+    ids = train_data if split == 'train' else val_data
+    start = torch.randint(len(ids) - block_size, (batch_size, 1), generator=generator)  # (B, 1)
+    positions = start + torch.arange(block_size)  # every sum: (B, 1) + (T) -> (B, T)
+    x, y = ids[positions], ids[positions + 1]  # (B, T) each: y is x shifted by one
     return x.to(device), y.to(device)
 
 
-@torch.no_grad()  # no gradients are needed here, and without them it takes less time and memory
+@torch.no_grad()  # no gradients: only training needs them
 def estimate_loss():
-    """The model's mean loss on each split, in nats per character: {'train': ..., 'val': ...}.
+    """The model's mean loss on each split, {'train': ..., 'val': ...}, in nats per character.
 
-    One batch gives a noisy loss, so this averages eval_iters of them, the same ones every time.
-    The model never trains on val: if the val loss rises while train falls, it is overfitting.
+    It averages eval_iters batches, the same ones every time, so that only the model changes it.
+    If the train loss falls while the val loss rises, the model memorises: it is overfitting.
     """
-    model.eval()  # switches dropout off
+    model.eval()  # to evaluation mode: dropout off
     generator = torch.Generator().manual_seed(seed)
     losses = {}
     for split in ('train', 'val'):
-        batch_losses = [model(*get_batch(split, generator))[1].item() for _ in range(eval_iters)]
-        losses[split] = sum(batch_losses) / eval_iters
-    model.train()  # switches it on again
+        batches = [get_batch(split, generator) for _ in range(eval_iters)]
+        losses[split] = sum(model(x, y)[1].item() for x, y in batches) / eval_iters
+    model.train()  # back to training mode: dropout on
     return losses
 
 
-# --- Model, from parts to whole. Each position is represented by C = n_embd numbers, its channels.
+# --- Model
+# Parts first, then the whole. x has C = n_embd numbers (channels) for each position.
 class MultiHeadAttention(nn.Module):
-    """Causal self-attention: each position reads itself and earlier ones. (B, T, C) -> (B, T, C)
+    """Causal self-attention: each position reads itself and the past. (B, T, C) -> (B, T, C)
 
-    Every position makes a query (what it looks for), a key (what it offers) and a value (what it
-    passes on). The better a query matches a key, the larger the weight of that value.
-    Heads do this side by side, with queries, keys and values of their own. arxiv.org/abs/1706.03762
+    Each position makes a query (what it looks for), a key (what it offers) and a value (what it
+    passes on). The better a query matches a key, the more of that value is read. Each head does
+    so with queries, keys and values of its own. (Vaswani et al. 2017)
     """
 
     def __init__(self, n_head, head_size):
         super().__init__()
         self.n_head, self.head_size = n_head, head_size
-        self.qkv = nn.Linear(n_embd, 3 * n_head * head_size, bias=False)  # for all heads at once
+        self.qkv = nn.Linear(n_embd, 3 * n_head * head_size, bias=False)  # for all heads
         self.proj = nn.Linear(n_head * head_size, n_embd)  # mixes the outputs of the heads
-        # The blocks add 2 * n_layer outputs to x: this keeps x from growing with depth (GPT-2).
+        # Each block adds two such outputs to x, 2 * n_layer in all. A sum of n random numbers
+        # grows like sqrt(n): this keeps a deep model's x from starting out large (GPT-2).
         self.proj.weight.data /= math.sqrt(2 * n_layer)
 
     def forward(self, x):
         B, T, C = x.shape  # batch, time, channels
-        nh, hs = self.n_head, self.head_size  # number of heads, head size: nh * hs = C
+        nh, hs = self.n_head, self.head_size  # number of heads, head size; nh * hs = C here
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, C) each
-        # Split C into heads and put the head axis next to the batch: each head attends on its own.
-        q, k, v = (z.view(B, T, nh, hs).transpose(1, 2) for z in (q, k, v))  # (B, nh, T, hs) each
-        dropout_p = dropout if self.training else 0.0  # model.eval() sets self.training to False
-        if not fused_attention:
-            # scores[b, h, i, j]: how well the query at i matches the key at j, as a scaled dot
-            # product. Unscaled, its variance grows with hs: softmax soon favours a single position.
-            scores = q @ k.transpose(-2, -1) / math.sqrt(hs)  # (B, nh, T, T)
-            # Causal mask: True where j > i, so that no position sees the answer. exp(-inf) = 0.
-            causal_mask = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)  # (T, T)
-            # Attention weights: each row sums to 1. If all scores were equal, the output would be
-            # the mean of the values up to i; the scores turn that into a weighted mean.
-            att = scores.masked_fill(causal_mask, -math.inf).softmax(dim=-1)  # (B, nh, T, T)
-            out = F.dropout(att, dropout_p) @ v  # (B, nh, T, T) @ (B, nh, T, hs) -> (B, nh, T, hs)
-        else:  # the same in one call, without storing a (T, T) matrix: (B, nh, T, hs)
+        # Split C into heads, and put them before T: @ works on the last two axes, head by head.
+        q = q.view(B, T, nh, hs).transpose(1, 2)  # (B, T, nh, hs) -> (B, nh, T, hs)
+        k = k.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
+        v = v.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
+        if fused_attention:  # one fast call for what the lines below spell out: read those
+            dropout_p = dropout if self.training else 0.0
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
+        else:  # to edit these lines, set fused_attention = False: otherwise they do not run
+            # scores[b, h, i, j]: how well the query at i matches the key at j, a dot product.
+            # The size of a sum of hs random products is about sqrt(hs): divide by that. With
+            # large scores, softmax would give nearly 1 to one position and 0 to the rest, where
+            # its gradient is close to 0: queries and keys would hardly learn.
+            scores = q @ k.transpose(-2, -1) / math.sqrt(hs)  # (B, nh, T, T)
+            # The causal mask is True above the diagonal, where j > i: without it, position i
+            # could read the answer. A score of -inf becomes a weight of exp(-inf) = 0.
+            causal_mask = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)  # (T, T)
+            # Attention weights: row i sums to 1. Equal scores would give the plain mean of the
+            # values up to i; the scores turn that into a weighted mean.
+            att = scores.masked_fill(causal_mask, -math.inf).softmax(dim=-1)  # (B, nh, T, T)
+            out = F.dropout(att, dropout, self.training) @ v  # (B, nh, T, hs)
         out = out.transpose(1, 2).flatten(2)  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
-        return F.dropout(self.proj(out), dropout_p)
+        return F.dropout(self.proj(out), dropout, self.training)  # (B, T, C)
 
 
-class FeedForward(nn.Sequential):
-    """Two linear layers that process each position separately. (B, T, C) -> (B, T, C)"""
+class FeedForward(nn.Module):
+    """A small network that processes each position on its own. (B, T, C) -> (B, T, C)"""
 
     def __init__(self, n_embd):
-        super().__init__(
-            nn.Linear(n_embd, 4 * n_embd),  # (B, T, C) -> (B, T, 4C): 4 times as wide, as in GPT-2
-            nn.ReLU(),  # without it, two linear layers could do no more than one
-            nn.Linear(4 * n_embd, n_embd),  # (B, T, 4C) -> (B, T, C)
-            nn.Dropout(dropout),
-        )
-        self[2].weight.data /= math.sqrt(2 * n_layer)  # as in MultiHeadAttention
+        super().__init__()
+        self.fc = nn.Linear(n_embd, 4 * n_embd)  # 4 times as wide is the usual choice
+        self.proj = nn.Linear(4 * n_embd, n_embd)
+        self.proj.weight.data /= math.sqrt(2 * n_layer)  # as in MultiHeadAttention
+
+    def forward(self, x):
+        # ReLU sets negative numbers to 0. Without it, two layers could do no more than one.
+        out = F.relu(self.fc(x))  # (B, T, 4C)
+        return F.dropout(self.proj(out), dropout, self.training)  # (B, T, 4C) -> (B, T, C)
 
 
 class Block(nn.Module):
-    """Attention to exchange information, then feed-forward to process it. (B, T, C) -> (B, T, C)
+    """Attention gathers information, then feed-forward processes it. (B, T, C) -> (B, T, C)
 
-    Both add to x (residual connections, arxiv.org/abs/1512.03385), so that gradients flow straight
-    to the first layers. Both normalise x before they read it (pre-norm, arxiv.org/abs/2002.04745).
+    Both add to x (residual connections, He et al. 2015): a sum passes gradients on unchanged,
+    so that the first layers learn, too. Both read a normalised copy of x (Xiong et al. 2020).
     """
 
     def __init__(self, n_embd, n_head):
         super().__init__()
-        self.ln1 = nn.LayerNorm(n_embd)  # mean 0, variance 1 over C, then a learned scale and shift
-        self.sa = MultiHeadAttention(n_head, n_embd // n_head)
+        self.ln1 = nn.LayerNorm(n_embd)  # mean 0, variance 1 over C; learned scale and shift
+        self.sa = MultiHeadAttention(n_head, n_embd // n_head)  # self-attention
         self.ln2 = nn.LayerNorm(n_embd)
         self.ffwd = FeedForward(n_embd)
 
@@ -164,81 +177,135 @@ class Block(nn.Module):
 
 
 class GPTLanguageModel(nn.Module):
-    """Predicts the next character from up to block_size before it. The layout is GPT-2's (Radford
-    et al. 2019), but with ReLU, no q, k, v biases, an untied lm_head with bias, a different init.
+    """Predicts the next character from the last block_size characters, or from fewer.
+
+    The layout is GPT-2's (Radford et al. 2019), but with ReLU, no biases in q, k and v, no
+    dropout on embeddings, other initial weights, and an output layer of its own with a bias.
     """
 
     def __init__(self, vocab_size=vocab_size):
         super().__init__()
-        self.token_embedding_table = nn.Embedding(vocab_size, n_embd)  # a vector for each character
-        self.position_embedding_table = nn.Embedding(block_size, n_embd)  # and for each position
+        self.token_embedding_table = nn.Embedding(vocab_size, n_embd)  # a vector per character
+        self.position_embedding_table = nn.Embedding(block_size, n_embd)  # and one per position
         self.blocks = nn.Sequential(*[Block(n_embd, n_head) for _ in range(n_layer)])
-        self.ln_f = nn.LayerNorm(n_embd)  # the last layer norm
-        self.lm_head = nn.Linear(n_embd, vocab_size)  # from C numbers to a logit for each character
-        # Random start: torch's std of 1 would outweigh what the blocks add, and slow down training.
+        self.ln_f = nn.LayerNorm(n_embd)  # x is a sum: normalise it a last time
+        self.lm_head = nn.Linear(n_embd, vocab_size)  # output layer: from C numbers to logits
+        # With torch's standard deviation of 1, what the blocks add would hardly count at first.
         nn.init.normal_(self.token_embedding_table.weight, std=0.1)
         nn.init.normal_(self.position_embedding_table.weight, std=0.1)
 
-    # bfloat16 (16 bits, not 32) is faster on GPUs with units for it; False: do not emulate it.
-    @torch.autocast('cuda', torch.bfloat16, gpu and torch.cuda.is_bf16_supported(False))
+    # Multiplies matrices in bfloat16 where that is enabled; weights and loss keep 32 bits.
+    @torch.autocast('cuda', dtype=torch.bfloat16, enabled=bfloat16)
     def forward(self, idx, targets=None):
-        """Token ids (B, T) -> logits (B, T, vocab_size), and the loss if there are targets (B, T).
+        """Token ids (B, T) -> logits (B, T, vocab_size); with targets (B, T), the loss as well.
 
         The loss is the cross-entropy in nats per character: the mean of -ln(p), where p is the
-        model's probability for the actual next character. 65 equally likely ones give ln 65 = 4.17.
+        probability of the actual next character. For 65 equally likely ones it is ln 65 = 4.17.
         """
         positions = torch.arange(idx.shape[1], device=idx.device)  # (T)
         x = self.token_embedding_table(idx)  # (B, T, C): which characters these are
-        x = x + self.position_embedding_table(positions)  # (B, T, C) + (T, C): and where they are
+        x = x + self.position_embedding_table(positions)  # (B, T, C) + (T, C): where they are
         x = self.blocks(x)  # (B, T, C)
-        logits = self.lm_head(self.ln_f(x)).float()  # (B, T, vocab_size), float32 for the loss
+        logits = self.lm_head(self.ln_f(x)).float()  # (B, T, vocab_size), in 32 bits again
         if targets is None:
             return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # mean over B * T
+        # cross_entropy applies the softmax; it takes (B * T, vocab_size) and (B * T).
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=temperature, top_k=top_k):
-        """Continues each row of idx by sampled tokens: (B, T) -> (B, T + max_new_tokens)."""
+        """Appends sampled tokens to each row of idx: (B, T) -> (B, T + max_new_tokens)."""
         was_training = self.training
-        self.eval()  # switches dropout off
+        self.eval()  # dropout off
         for _ in range(max_new_tokens):
-            logits, _ = self(idx[:, -block_size:])  # (B, min(T, block_size), vocab_size)
-            logits = logits[:, -1] / temperature  # (B, vocab_size): what may follow the last token
+            context = idx[:, -block_size:]  # there is no position beyond block_size
+            logits, _ = self(context)  # (B, T, vocab_size), T at most block_size
+            logits = logits[:, -1] / temperature  # (B, vocab_size): what may follow the last
             if top_k is not None:
                 kth_largest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
-                logits = logits.masked_fill(logits < kth_largest, -math.inf)  # (B, vocab_size)
-            idx_next = torch.multinomial(logits.softmax(dim=-1), num_samples=1)  # (B, 1)
+                logits = logits.masked_fill(logits < kth_largest, -math.inf)  # ties stay
+            idx_next = torch.multinomial(logits.softmax(dim=-1), num_samples=1)  # (B, 1), drawn
             idx = torch.cat((idx, idx_next), dim=1)  # (B, T + 1)
         self.train(was_training)
         return idx
 
 
-# --- Checks: on a bad setting, the script exits with one line that says how to fix it.
+# --- Training
+best_val_loss = math.inf  # of the weights that this run has saved
+
+
+def train():
+    """Adjusts the weights, step by step, to make the actual next characters more probable."""
+    global best_val_loss
+    # Weight decay is for matrices: the few vectors hardly overfit, and the scale of a layer
+    # norm, pulled to 0, would switch its channel off.
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]  # biases and layer norms
+    # betas: AdamW averages about 10 gradients for the direction of a step, and the squares of
+    # about 100 for its size.
+    optimizer = torch.optim.AdamW(
+        [{'params': matrices, 'weight_decay': weight_decay}, {'params': vectors}],
+        lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    # Warm-up: small steps, until these averages rest on enough batches. Then decay.
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup_iters, 1 - step / max_iters))
+    started = time.time()
+    for step in range(max_iters + 1):
+        if step % eval_interval == 0 or step == max_iters:
+            losses = estimate_loss()
+            print(f"step {step}: train loss {losses['train']:.4f}, "
+                  f"val loss {losses['val']:.4f}, {time.time() - started:.0f} s")
+            check(sum(losses.values()) < float('inf'),
+                  'the loss is not finite: lower learning_rate')
+            context = torch.zeros((1, 1), dtype=torch.long, device=device)
+            with torch.random.fork_rng([device] if gpu else []):  # a sample changes no batch
+                sample = decode(model.generate(context, max_new_tokens=80)[0].tolist())
+            print('    ' + sample.strip().replace('\n', ' / '))
+            if step > 0 and losses['val'] < best_val_loss:  # step 0 is chance
+                save()  # before the next line: save asks whether it is the first one
+                best_val_loss = losses['val']
+        if step == max_iters:
+            break
+        x, y = get_batch('train')  # (B, T) each
+        logits, loss = model(x, y)
+        optimizer.zero_grad()  # otherwise the gradients would add to those of earlier steps
+        loss.backward()  # the gradient of each weight: how fast the loss rises with it
+        optimizer.step()  # moves each weight against its gradients, by about the learning rate
+        scheduler.step()  # sets the learning rate for the next step
+        if in_terminal:  # a line that the next one overwrites
+            seconds_left = (time.time() - started) / (step + 1) * (max_iters - step - 1)
+            print(f'step {step + 1} of {max_iters}, {seconds_left:.0f} s left  ', end='\r')
+
+
+# --- Housekeeping. On a first reading, skip to the last section.
 def check(condition, message):
-    """If the condition is false, exits with status 1 and the message on standard error."""
+    """Exits with status 1 and this message, unless the condition is true."""
     if not condition:
-        sys.exit(f'{Path(__file__).name}: {message}')
+        sys.exit(f'Error: {message}')
 
 
 def excepthook(kind, error, traceback):
-    """Handles uncaught errors: no traceback for Ctrl-C, a closed pipe or too little memory."""
+    """Ends the script, with a traceback only if the cause is an error in the code."""
     if kind is KeyboardInterrupt:
-        print(f'{Path(__file__).name}: stopped by Ctrl-C', file=sys.stderr)
-    if kind in (KeyboardInterrupt, BrokenPipeError):  # closed pipe: `| head -1`, for example
-        os._exit(130)
-    check('allocate' not in str(error), 'out of memory: lower batch_size, block_size or n_embd')
+        print('Stopped by Ctrl-C.', file=sys.stderr)
+    if kind in (KeyboardInterrupt, BrokenPipeError):  # a closed pipe, as in `... | head -1`
+        os._exit(130)  # sys.exit would write to the closed pipe again
+    if kind in (MemoryError, torch.OutOfMemoryError) or 'DefaultCPUAllocator' in str(error):
+        check(False, 'out of memory: lower batch_size, block_size or n_embd')
     sys.__excepthook__(kind, error, traceback)
 
 
-sys.excepthook = excepthook if __name__ == '__main__' else sys.excepthook
 for name in ('batch_size', 'block_size', 'max_iters', 'eval_interval', 'eval_iters',
-             'warmup_iters', 'n_embd', 'n_head', 'n_layer', 'top_k', 'seed'):
+             'warmup_iters', 'n_embd', 'n_head', 'n_layer'):
     value = globals()[name]
-    check(type(value) is int and abs(value) < 1e9 and (value > 0 or name == 'seed')
-          or name == 'top_k' and value is None,
-          f'{name} = {value!r}: use a whole number above 0 and below 1e9, written like 10_000')
-for name, low, high in (('learning_rate', 1e-9, 1e6), ('weight_decay', 0, 1e6),
-                        ('dropout', 0, 0.99), ('temperature', 1e-6, 1e6)):
+    check(type(value) is int and 0 < value < 1e9,
+          f'{name} = {value!r}: use a whole number above 0, and below 1e9')
+check(top_k is None or (type(top_k) is int and 0 < top_k < 1e9),
+      f'top_k = {top_k!r}: use a whole number above 0, or None')
+check(type(seed) is int and abs(seed) < 1e9, f'seed = {seed!r}: use a whole number')
+check(temperature != 0, 'temperature = 0: use top_k = 1, for the most probable character only')
+for name, low, high in (('learning_rate', 1e-9, 1000), ('weight_decay', 0, 1000),
+                        ('dropout', 0, 0.99), ('temperature', 0.01, 100)):
     value = globals()[name]
     check(type(value) in (int, float) and low <= value <= high,
           f'{name} = {value!r}: use a number from {low} to {high}')
@@ -247,106 +314,74 @@ try:
     torch.zeros(1, device=torch.device(device)).item()
 except Exception:  # torch raises errors of many types here
     check(False, f"device = {device!r}: torch cannot use that here, use 'cpu'")
+if __name__ == '__main__':
+    if not sys.flags.interactive:  # after `python -i`, Ctrl-C must not end the session
+        sys.excepthook = excepthook
+    if hasattr(sys.stdout, 'reconfigure'):  # not in IDLE or a notebook
+        # Print each line at once, and ? for a character that the terminal cannot show.
+        sys.stdout.reconfigure(line_buffering=True, errors='replace')
+
+in_terminal = sys.stdout is sys.__stdout__ and sys.stdout.isatty()  # not in IDLE
+checkpoint_path = folder / 'gpt.pt'
+
+
+def save():
+    """Saves the weights, and what load needs. A gpt.pt of an earlier run is kept as a copy."""
+    new_path = folder / 'gpt.pt.new'  # renamed when complete, so gpt.pt is never half a file
+    kept_path = folder / f'gpt-{datetime.now():%Y-%m-%d-%H%M%S-%f}.pt'
+    try:
+        torch.save({'model': model.state_dict(), 'chars': chars,
+                    'sizes': (block_size, n_embd, n_head, n_layer)}, new_path)
+        if best_val_loss == math.inf and checkpoint_path.exists():  # the first save of this run
+            kept_path.write_bytes(checkpoint_path.read_bytes())
+            print(f'The model of an earlier run is now in {kept_path.name}')
+        new_path.replace(checkpoint_path)
+    except (OSError, RuntimeError) as error:
+        check(False, f'cannot save {checkpoint_path} ({error!r:.200}): make room for it')
+
+
+def load(path):
+    """Replaces the model, its sizes and its vocabulary by a checkpoint's; exits if it fails."""
+    global model, m, chars, stoi, block_size, n_embd, n_head, n_layer
+    check(path.exists(), f'there is no {path}: train a model first, with python gpt.py')
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        block_size, n_embd, n_head, n_layer = checkpoint['sizes']
+        chars = checkpoint['chars']
+        stoi = {character: i for i, character in enumerate(chars)}
+        model = m = GPTLanguageModel(len(chars)).to(device)
+        model.load_state_dict(checkpoint['model'])
+    except Exception as error:  # a damaged file, or a model of another design
+        check(False, f'cannot use {path} ({error!r:.200}): undo your edits, or train again')
+
+
+# --- Build the model, train it, and let it write.
 torch.manual_seed(seed)
-model = m = GPTLanguageModel(vocab_size or 1).to(device)  # or 1: --prompt works without input.txt
-
-# --- Checkpoint: a file with the weights, and the sizes and vocabulary needed to load them.
-checkpoint_path = Path(__file__).with_name('gpt.pt')
-tmp_path = Path(__file__).with_name('gpt.pt.tmp')
-config = {'block_size': block_size, 'n_embd': n_embd, 'n_head': n_head, 'n_layer': n_layer}
-
-
-def save(path=checkpoint_path):
-    """Writes a temporary file, then renames it, so path is never half-written; or exits."""
-    try:
-        torch.save({'model': model.state_dict(), 'config': config, 'chars': chars}, tmp_path)
-        tmp_path.replace(path)
-        tmp_path.unlink(missing_ok=True)  # after a test write, where path is tmp_path
-    except (OSError, RuntimeError):
-        check(False, f'cannot write {tmp_path}: make the folder writable, or free some disk space')
-
-
-def load():
-    """The model in gpt.pt and its vocabulary, a list of characters; exits if they do not fit."""
-    check(checkpoint_path.exists(), 'there is no gpt.pt yet: train a model first, without --prompt')
-    try:
-        checkpoint = torch.load(checkpoint_path, map_location='cpu', weights_only=True)
-        saved, loaded = checkpoint['config'], GPTLanguageModel(len(checkpoint['chars']))
-        check(saved == config, f'gpt.pt was trained with {saved}: set these, or train again')
-        loaded.load_state_dict(checkpoint['model'])
-        return loaded.to(device), checkpoint['chars']
-    except Exception as error:
-        check(False, f'cannot use gpt.pt ({error!r:.200}): train again, without --prompt')
-
-
-# --- Training
-def evaluate(step, best):
-    """Prints losses and a sample, saves the model if it is the best; returns the best val loss."""
-    losses = estimate_loss()
-    print(f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}")
-    check(losses['val'] < float('inf'), 'the loss is not a number: lower learning_rate')
-    with torch.random.fork_rng([device] if gpu else []):  # sampling must not change the batches
-        sample = model.generate(torch.zeros((1, 1), dtype=torch.long, device=device), 80)[0]
-    print('    ' + decode(sample.tolist()).strip().replace('\n', ' / '))
-    if step > 0 and losses['val'] < best:  # step 0 is untrained
-        save()
-        best = losses['val']
-    return best
-
-
-def train():
-    """Adjusts the weights, batch by batch, to make the actual next characters more probable."""
-    check(len(val_data) > block_size, text_error or f'input.txt is too short: its last tenth has '
-          f'{len(val_data)} characters, and needs more than block_size = {block_size}: add text')
-    check(not checkpoint_path.is_dir(), 'gpt.pt is a folder: move it away')
-    save(tmp_path)  # a test write: better to fail now than after training
-    print(f'{len(text):,} characters, {vocab_size} different; {max_iters:,} steps on {device}; '
-          f'{sum(p.numel() for p in model.parameters()):,} parameters')
-    optimizer = torch.optim.AdamW([
-        {'params': [p for p in model.parameters() if p.dim() >= 2], 'weight_decay': weight_decay},
-        {'params': [p for p in model.parameters() if p.dim() < 2], 'weight_decay': 0.0},
-    ], lr=learning_rate, betas=(0.9, 0.99), fused=True)  # betas: averages over ~10 and ~100 steps
-    # Warm up: AdamW's running averages are unreliable until they have seen enough gradients.
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup_iters, 1.0, warmup_iters)
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max_iters)
-    scheduler = torch.optim.lr_scheduler.ChainedScheduler([warmup, decay])
-    started, best = time.time(), math.inf
-    try:
-        for step in range(max_iters):
-            if step % eval_interval == 0:
-                best = evaluate(step, best)
-            x, y = get_batch('train')  # (B, T) each
-            logits, loss = model(x, y)
-            optimizer.zero_grad()  # otherwise the gradients would add to those of the last step
-            loss.backward()  # the gradient: how fast the loss rises with each weight
-            optimizer.step()  # moves every weight a little, against its gradient
-            scheduler.step()  # sets the learning rate for the next step
-            if hasattr(sys.stdout, 'reconfigure') and sys.stdout.isatty():  # a real terminal
-                print(f'step {step + 1} of {max_iters}, {time.time() - started:.0f} s', end='\r')
-        best = evaluate(max_iters, best)
-    except KeyboardInterrupt:
-        if best == math.inf:  # nothing has been saved yet
-            raise
-        print('\nStopped by Ctrl-C.')
-    print(f'The best weights, val loss {best:.4f}, are in gpt.pt. They generate:')
-
+model = m = GPTLanguageModel(vocab_size or 1).to(device)  # or 1: --prompt needs no input.txt
 
 if __name__ == '__main__':
-    if hasattr(sys.stdout, 'reconfigure'):  # not in IDLE or a notebook
-        sys.stdout.reconfigure(line_buffering=True, errors='replace')  # '?' for what it cannot show
-    parser = argparse.ArgumentParser(description='Trains a GPT on input.txt and generates text.')
+    parser = argparse.ArgumentParser(description='Trains a GPT on input.txt, and generates.')
     parser.add_argument('--prompt', help='continue this text with gpt.pt, without training')
-    prompt = parser.parse_args().prompt
-    if prompt is None:
-        train()
-    m, chars = load()  # from here on, with the vocabulary of gpt.pt
-    stoi = {character: i for i, character in enumerate(chars)}
-    # --- Generation, starting from the prompt, or from token 0: the newline, in our input.txt.
-    if prompt is not None:
-        unknown = sorted(set(prompt) - set(chars))
-        check(prompt, '--prompt is empty: give it at least one character')
-        check(not unknown, f'--prompt has characters that the model never saw: leave out {unknown}')
-        context = torch.tensor([encode(prompt)], device=device)  # (1, T)
-    else:
+    parser.add_argument('--checkpoint', type=Path, help='generate with this file, not gpt.pt')
+    # In a notebook, where there is no __file__, the arguments are the notebook's own.
+    arguments = parser.parse_args(None if '__file__' in globals() else [])
+    if arguments.prompt is None and arguments.checkpoint is None:
+        check(os.access(folder, os.W_OK), f'cannot write into {folder}: make it writable')
+        check(len(val_data) > block_size, 'put a UTF-8 text of more than '
+              f'{10 * block_size} characters into {folder / "input.txt"}')
+        try:
+            train()
+        except KeyboardInterrupt:
+            print()  # a new line below the terminal's ^C
+            if best_val_loss == math.inf:  # nothing is saved yet
+                raise
+        print(f'The best weights, val loss {best_val_loss:.4f}, are in gpt.pt. They generate:')
+    load(arguments.checkpoint or checkpoint_path)
+    if arguments.prompt is not None:
+        unknown = sorted(set(arguments.prompt) - set(chars))
+        check(arguments.prompt, '--prompt is empty: give it at least one character')
+        check(not unknown, f'--prompt: the model does not know {unknown}, leave them out')
+        context = torch.tensor([encode(arguments.prompt)], device=device)  # (1, T)
+    else:  # start from token 0: in our input.txt, that is the newline
         context = torch.zeros((1, 1), dtype=torch.long, device=device)
     print(decode(m.generate(context, max_new_tokens=500)[0].tolist()))

@@ -1,13 +1,10 @@
 """What all tests use: a copy of a script with other hyperparameters, imported or run."""
-import importlib.util
 import io
 import os
-import re
 import runpy
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,16 +12,17 @@ import pytest
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # for small models one thread is the fastest
 import torch
 
-POSIX = hasattr(os, 'geteuid')  # Windows has neither this nor terminals and signals as in Unix
-posix_only = pytest.mark.skipif(not POSIX, reason='needs signals or terminals as in Unix')
-# Two copies of a script that differ in a value of equal length, made in the same second, look the
-# same to Python's cache of compiled modules: it would import the first one twice.
-sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).parent / 'lab'))
+from scripts import PROJECT, edited, load
 
-PROJECT = Path(__file__).resolve().parent.parent
-TEXT = (PROJECT / 'input.txt').read_text(encoding='utf-8')[:20_000]
+POSIX = os.name == 'posix'
+posix_only = pytest.mark.skipif(not POSIX, reason='needs the signals or terminals of Unix')
+each_script = pytest.mark.parametrize('script', ['bigram.py', 'gpt.py'])
 
-# A GPT that is small enough to train in a second.
+# A text of our own, so that the tests do not depend on what input.txt holds.
+TEXT = (Path(__file__).parent / 'sample.txt').read_text(encoding='utf-8')
+
+# A GPT that is small enough to train in a second, and a bigram model.
 SMALL = dict(batch_size=4, block_size=16, max_iters=20, eval_interval=10, eval_iters=2,
              warmup_iters=5, n_embd=16, n_head=2, n_layer=2, device='cpu')
 SMALL_BIGRAM = dict(batch_size=4, block_size=16, max_iters=20, eval_interval=10, eval_iters=2,
@@ -32,58 +30,56 @@ SMALL_BIGRAM = dict(batch_size=4, block_size=16, max_iters=20, eval_interval=10,
 SMALL_OF = {'bigram.py': SMALL_BIGRAM, 'gpt.py': SMALL}
 
 
-def copy_script(folder, script, text=TEXT, **hyperparameters):
-    """Copies a script into a folder, sets hyperparameters in it, puts an input.txt beside it."""
-    source = (PROJECT / script).read_text(encoding='utf-8')
-    for name, value in hyperparameters.items():
-        source, found = re.subn(rf'(?m)^{name} = .*$', lambda _: f'{name} = {value!r}', source)
-        assert found == 1, f'{script} has {found} lines that set {name}, not one'
+def copy_script(folder, script, text=TEXT, *edits, **hyperparameters):
+    """Copies a script into a folder, edits the copy, puts a text (str, bytes or None) beside it."""
+    source = edited((PROJECT / script).read_text(encoding='utf-8'), *edits, **hyperparameters)
+    folder.mkdir(exist_ok=True)
     (folder / script).write_text(source, encoding='utf-8')
-    if isinstance(text, str):
-        text = text.encode()
     if text is not None:
-        (folder / 'input.txt').write_bytes(text)
+        (folder / 'input.txt').write_bytes(text.encode() if isinstance(text, str) else text)
     return folder / script
 
 
-def generate_less(script):
-    """Edits a copied script to generate 5 tokens for a text or a sample, to take less time."""
-    source = script.read_text(encoding='utf-8')
-    source, found = re.subn(r'(?m)(max_new_tokens=)500|(device\), )80(?=\))', r'\1\g<2>5', source)
-    assert found == (2 if script.name == 'gpt.py' else 1)
-    script.write_text(source, encoding='utf-8')
-    return script
-
-
-def import_script(folder, script, text=TEXT, **hyperparameters):
+def import_script(folder, script, text=TEXT, *edits, **hyperparameters):
     """A script, copied and edited, as an imported module."""
-    path = copy_script(folder, script, text, **hyperparameters)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(copy_script(folder, script, text, *edits, **hyperparameters))
 
 
-def start(script, *arguments, **options):
-    """The script as a process of its own, started in another directory than the script's."""
-    usual = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
-                 cwd=os.path.expanduser('~'), env={**os.environ, 'PYTHONIOENCODING': 'utf-8'})
-    if POSIX:
-        # A test run in the background ignores Ctrl-C, and its children would inherit that.
-        usual['preexec_fn'] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen([sys.executable, str(script), *arguments], **{**usual, **options})
+@pytest.fixture
+def start():
+    """Starts a script as a process, in another folder than its own; it ends with the test."""
+    processes = []
+
+    def start(script, *arguments, **options):
+        usual = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
+                     cwd=os.path.expanduser('~'), env={**os.environ, 'PYTHONIOENCODING': 'utf-8'})
+        if POSIX:
+            # A test run in the background ignores Ctrl-C, and its children would inherit that.
+            usual['preexec_fn'] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+        processes.append(subprocess.Popen([sys.executable, str(script), *arguments],
+                                          **{**usual, **options}))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait(timeout=60)
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
 
 
-def run(script, *arguments, **options):
-    """Starts the script and waits for its end: standard output, standard error, exit status."""
-    process = start(script, *arguments, **options)
+def result_of(process):
+    """Waits for the end of a process: standard output, standard error, exit status."""
     out, err = process.communicate(timeout=120)
     return out, err, process.returncode
 
 
-def run_here(script, *arguments):
-    """Like run, but in this process: without the seconds in which Python and torch start."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), 'utf-8', write_through=True) for _ in range(2))
+def run_here(script, *arguments, encoding='utf-8'):
+    """Runs a script like a process of its own, but in this one: it saves the seconds in which
+    Python and torch start. Returns standard output, standard error, exit status.
+    """
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'stdout', out)
         patch.setattr(sys, 'stderr', err)
@@ -104,18 +100,17 @@ def run_here(script, *arguments):
             if isinstance(status, str):
                 print(status, file=err)
                 status = 1
-    return *(stream.buffer.getvalue().decode() for stream in (out, err)), status
+    return *(stream.buffer.getvalue().decode(encoding) for stream in (out, err)), status
 
 
-def run_all(scripts):
-    """Like run, for several scripts at the same time."""
-    processes = [start(script) for script in scripts]
-    return [(*process.communicate(timeout=120), process.returncode) for process in processes]
-
-
-def new_folder(folder):
-    """A new folder inside a folder."""
-    return Path(tempfile.mkdtemp(dir=folder))
+def exit_message(function, *arguments, **options):
+    """The one line with which a function exits: Python prints it and returns status 1."""
+    with pytest.raises(SystemExit) as end:
+        function(*arguments, **options)
+    message = end.value.code
+    assert isinstance(message, str) and len(message.splitlines()) == 1, message
+    assert message.startswith('Error: ')
+    return message
 
 
 def tokens(module, length, batch=3):
@@ -133,7 +128,7 @@ def randomize_(model):
 
 @pytest.fixture
 def gpt(tmp_path):
-    """A small gpt.py as a module, with the beginning of our text."""
+    """A small gpt.py as a module."""
     return import_script(tmp_path, 'gpt.py', **SMALL)
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import SMALL_OF, TEXT, import_script
+from conftest import SMALL_OF, TEXT, each_script, import_script
 
 
 def test_decoding_undoes_encoding(module):
@@ -23,12 +23,17 @@ def test_a_character_that_the_text_does_not_have_has_no_token(module):
         module.encode('あ')
 
 
-def test_the_first_nine_tenths_are_for_training_and_the_rest_is_held_out(module):
-    """The splits do not overlap: a model may have memorised text that it was trained on."""
-    assert len(module.train_data) == len(TEXT) * 9 // 10
+@each_script
+@pytest.mark.parametrize('length', [1, 10, 11, 15, 19, 4321, 8000])
+def test_the_first_nine_tenths_are_for_training_and_the_rest_is_held_out(tmp_path, script, length):
+    """The splits do not overlap: a model may have memorised text that it was trained on. If ten
+    does not divide the length, the held-out part is rounded up.
+    """
+    module = import_script(tmp_path, script, TEXT[:length], **SMALL_OF[script])
+    assert len(module.train_data) == length * 9 // 10
     train_text = module.decode(module.train_data.tolist())
     val_text = module.decode(module.val_data.tolist())
-    assert train_text + val_text == TEXT
+    assert train_text + val_text == TEXT[:length]
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
@@ -44,7 +49,7 @@ def test_targets_are_the_inputs_shifted_by_one(module, split):
         assert module.decode(inputs) + module.decode(targets[-1:]) in split_text
 
 
-@pytest.mark.parametrize('script', ['bigram.py', 'gpt.py'])
+@each_script
 def test_batches_reach_the_end_of_their_split_and_never_cross_it(tmp_path, script):
     """Of these 20 letters, 18 are for training, and the last two make the only 'val' sequence."""
     hyperparameters = {**SMALL_OF[script], 'block_size': 1, 'batch_size': 300}
@@ -77,7 +82,7 @@ def test_batches_are_contiguous_so_that_view_works_on_them(module):
     assert torch.equal(F.cross_entropy(logits.view(B * T, C), targets.view(B * T)), loss)
 
 
-@pytest.mark.parametrize('script', ['bigram.py', 'gpt.py'])
+@each_script
 def test_windows_line_ends_and_a_byte_order_mark_do_not_become_tokens(tmp_path, script):
     module = import_script(tmp_path, script, b'\xef\xbb\xbfone\r\ntwo\r\n', **SMALL_OF[script])
     assert module.text == 'one\ntwo\n'

@@ -1,49 +1,39 @@
-"""The checkpoint: the best weights are saved in gpt.pt, survive Ctrl-C, and continue a prompt."""
-import math
+"""gpt.pt: the best weights are saved, survive the next run and Ctrl-C, and continue a prompt."""
 import os
 import re
 import signal
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from conftest import (SMALL, SMALL_BIGRAM, copy_script, generate_less, import_script, new_folder,
-                      posix_only, run_here, start)
+from conftest import (PROJECT, SMALL, SMALL_OF, TEXT, copy_script, each_script, edited, exit_message,
+                      import_script, posix_only, result_of, run_here)
 
-# Training that takes about 0.1 s: evaluations, each with a save, after steps 1, 2 and 3.
-TINY = {**SMALL, 'max_iters': 3, 'eval_interval': 1, 'eval_iters': 1, 'n_layer': 1}
-TINY_OF = {'gpt.py': TINY, 'bigram.py': {name: TINY[name] for name in SMALL_BIGRAM}}
+# An edit that stops training in its 15th step, after the first save, as Ctrl-C does.
+CTRL_C = ('        loss.backward()', '        if step == 15:\n            raise KeyboardInterrupt\n'
+          '        loss.backward()')
 
 
 def checkpoint(folder):
     return torch.load(folder / 'gpt.pt', weights_only=True)
 
 
-def val_loss(folder, **hyperparameters):
-    """The validation loss of the weights in gpt.pt."""
-    source = (folder / 'gpt.py').read_bytes()
-    gpt = import_script(folder, 'gpt.py', **hyperparameters)
-    (folder / 'gpt.py').write_bytes(source)
-    gpt.model.load_state_dict(checkpoint(folder)['model'])
-    return gpt.estimate_loss()['val']
+def kept(folder):
+    """The models of earlier runs, the oldest first."""
+    return sorted(folder.glob('gpt-*.pt'))
 
 
-def announced_loss(out):
-    """The loss that the last lines of a training give to the weights in gpt.pt."""
-    return float(re.search(r'The best weights, val loss (.*), are in gpt.pt', out).group(1))
-
-
+# --- What is saved
 def test_gpt_pt_holds_the_weights_the_vocabulary_and_the_sizes(tmp_path):
     out, err, status = run_here(copy_script(tmp_path, 'gpt.py', **SMALL))
     assert (err, status) == ('', 0)
     assert sorted(os.listdir(tmp_path)) == ['gpt.pt', 'gpt.py', 'input.txt']
-    saved = checkpoint(tmp_path)
-    gpt = import_script(tmp_path, 'gpt.py', **SMALL)
-    assert set(saved) == {'model', 'config', 'chars'} and saved['chars'] == gpt.chars
-    assert saved['config'] == {k: SMALL[k] for k in ('block_size', 'n_embd', 'n_head', 'n_layer')}
+    saved, gpt = checkpoint(tmp_path), import_script(tmp_path, 'gpt.py', **SMALL)
+    assert saved['chars'] == gpt.chars and saved['sizes'] == (16, 16, 2, 2)
     gpt.model.load_state_dict(saved['model'])
-    assert f'{gpt.estimate_loss()["val"]:.4f}' == f'{announced_loss(out):.4f}'
+    assert f'val loss {gpt.estimate_loss()["val"]:.4f}, are in gpt.pt. They generate:' in out
 
 
 def test_the_best_weights_are_saved_and_generate_the_text_not_the_last(tmp_path):
@@ -54,41 +44,14 @@ def test_the_best_weights_are_saved_and_generate_the_text_not_the_last(tmp_path)
     losses = [float(loss) for loss in re.findall(r'step \d+: .*val loss (\d+\.\d+)', out)]
     assert status == 0 and min(losses[1:]) < losses[-1]
     gpt = import_script(tmp_path, 'gpt.py', text, **SMALL, top_k=1)
-    gpt.model.load_state_dict(checkpoint(tmp_path)['model'])
+    gpt.load(tmp_path / 'gpt.pt')
     assert abs(gpt.estimate_loss()['val'] - min(losses[1:])) < 1e-3
     context = torch.zeros(1, 1, dtype=torch.long)
     assert out.endswith(gpt.decode(gpt.model.generate(context, 500)[0].tolist()) + '\n')
 
 
-def test_a_prompt_is_continued_without_training_whatever_input_txt_is_now(tmp_path):
-    script = copy_script(tmp_path, 'gpt.py', **SMALL)
-    run_here(script)
-    before = (tmp_path / 'gpt.pt').read_bytes()
-    for text in ('Something else, with other letters: \u00e9\u00e8\u00ea.', '!', None):
-        (tmp_path / 'input.txt').unlink()
-        if text:
-            (tmp_path / 'input.txt').write_text(text, encoding='utf-8')
-        out, err, status = run_here(script, '--prompt', 'The king')
-        assert (err, status) == ('', 0)
-        assert out.startswith('The king') and len(out) == len('The king') + 500 + 1
-        assert 'step' not in out and (tmp_path / 'gpt.pt').read_bytes() == before
-
-
-def test_the_help_needs_no_input_txt(tmp_path):
-    out, err, status = run_here(copy_script(tmp_path, 'gpt.py', None, **SMALL), '--help')
-    assert (err, status) == ('', 0) and '--prompt' in out
-
-
-def test_cpu_0_trains_and_loads_its_own_checkpoint(tmp_path):
-    script = copy_script(tmp_path, 'gpt.py', **{**TINY, 'device': 'cpu:0'})
-    for arguments in ([], ['--prompt', 'The king']):
-        _, err, status = run_here(script, *arguments)
-        assert (err, status) == ('', 0)
-
-
-def test_gpt_pt_is_replaced_only_by_a_whole_file(tmp_path, monkeypatch):
+def test_gpt_pt_is_replaced_only_by_a_whole_file(gpt, tmp_path, monkeypatch):
     """Whatever ends the write half-way: what stood in gpt.pt still stands there."""
-    gpt = import_script(tmp_path, 'gpt.py', **SMALL)
     gpt.save()
     before = (tmp_path / 'gpt.pt').read_bytes()
 
@@ -102,146 +65,84 @@ def test_gpt_pt_is_replaced_only_by_a_whole_file(tmp_path, monkeypatch):
     assert (tmp_path / 'gpt.pt').read_bytes() == before
 
 
-@pytest.mark.parametrize('failure', ['the disk is full', 'torch cannot write',
-                                     'the file cannot be moved'])
+def test_a_save_works_where_renaming_onto_an_existing_file_is_an_error(gpt, tmp_path, monkeypatch):
+    """As on Windows."""
+    rename = os.rename
+
+    def rename_of_windows(old, new, **options):
+        if os.path.exists(new):
+            raise FileExistsError(new)
+        rename(old, new, **options)
+
+    monkeypatch.setattr(os, 'rename', rename_of_windows)
+    for _ in range(2):
+        gpt.save()
+    assert checkpoint(tmp_path)['chars'] == gpt.chars
+
+
+@pytest.mark.parametrize('error', [OSError(28, 'No space left on device'),
+                                   RuntimeError('PytorchStreamWriter failed writing file')])
 def test_a_save_that_fails_ends_training_with_one_line_and_keeps_the_last_gpt_pt(
-        tmp_path, monkeypatch, capsys, failure):
-    gpt = import_script(tmp_path, 'gpt.py', **TINY)
-    real_save, calls = torch.save, []
+        gpt, tmp_path, monkeypatch, error):
+    save, saved = torch.save, []
 
-    def fail_at_the_third(checkpoint, path):  # the trial, the first evaluation, this one
-        calls.append(path)
-        if len(calls) == 3 and failure == 'the disk is full':
-            raise OSError(28, 'No space left on device')
-        if len(calls) == 3 and failure == 'torch cannot write':
-            raise RuntimeError('PytorchStreamWriter failed writing file')
-        real_save(checkpoint, path)
-        if len(calls) == 3:
-            path.unlink()  # as another run in the same folder would do
-        if len(calls) == 2:
-            saved.append(path.read_bytes())
+    def fail_at_the_second(checkpoint, path):
+        if saved:
+            path.write_bytes(b'half a file')
+            raise error
+        save(checkpoint, path)
+        saved.append(path.read_bytes())
 
-    saved = []
-    monkeypatch.setattr(torch, 'save', fail_at_the_third)
-    losses = iter([4.0, 3.0, 2.0, 1.0])  # every evaluation is the best so far
+    monkeypatch.setattr(torch, 'save', fail_at_the_second)
+    losses = iter([4.0, 3.0, 2.0])  # every evaluation is the best so far
     monkeypatch.setattr(gpt, 'estimate_loss', lambda: dict.fromkeys(('train', 'val'), next(losses)))
-    with pytest.raises(SystemExit) as end:
-        gpt.train()
-    assert re.fullmatch(r'gpt\.py: cannot write .*gpt\.pt\.tmp: .*', end.value.code)
-    assert 'step 2' in capsys.readouterr().out and len(calls) == 3
+    assert 'cannot save' in exit_message(gpt.train)
     assert (tmp_path / 'gpt.pt').read_bytes() == saved[0]
 
 
-def test_ctrl_c_in_the_first_save_does_not_announce_an_older_gpt_pt(tmp_path, monkeypatch, capsys):
-    (tmp_path / 'gpt.pt').write_bytes(b'an earlier model')
-    gpt = import_script(tmp_path, 'gpt.py', **TINY)
-    real_save, calls = torch.save, []
-
-    def interrupted(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:  # the first is the trial before training
-            raise KeyboardInterrupt
-        real_save(*arguments)
-
-    monkeypatch.setattr(torch, 'save', interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        gpt.train()
-    assert 'best' not in capsys.readouterr().out
-    assert (tmp_path / 'gpt.pt').read_bytes() == b'an earlier model'
+# --- Running again
+def test_running_again_keeps_the_model_of_every_earlier_run(tmp_path):
+    script, models = copy_script(tmp_path, 'gpt.py', **SMALL), []
+    for run in range(4):
+        out, err, status = run_here(script)
+        assert (err, status) == ('', 0)
+        assert [path.read_bytes() for path in kept(tmp_path)] == models
+        assert out.count('The model of an earlier run') == (1 if run else 0)
+        assert all(path.name in out for path in kept(tmp_path)[-1:])
+        models.append((tmp_path / 'gpt.pt').read_bytes())
 
 
-def test_ctrl_c_in_a_later_save_announces_the_loss_that_is_in_gpt_pt(tmp_path, monkeypatch, capsys):
-    gpt = import_script(tmp_path, 'gpt.py', **TINY)
-    real_save, calls, estimates = torch.save, [], []
-    losses = iter([4.0, 3.0, 2.0, 1.0])
-
-    def interrupted(checkpoint, path):
-        calls.append(path)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        real_save(checkpoint, path)
-
-    def falling_loss():
-        estimates.append(next(losses))
-        return {'train': estimates[-1], 'val': estimates[-1]}
-
-    monkeypatch.setattr(torch, 'save', interrupted)
-    monkeypatch.setattr(gpt, 'estimate_loss', falling_loss)
-    gpt.train()
-    assert estimates == [4.0, 3.0, 2.0]
-    assert announced_loss(capsys.readouterr().out) == 3.0
+def test_a_run_keeps_nothing_of_its_own_when_it_saves_again(tmp_path):
+    out, _, _ = run_here(copy_script(tmp_path, 'gpt.py', **{**SMALL, 'eval_interval': 2}))
+    losses = [float(loss) for loss in re.findall(r'val loss (\d\.\d+), \d', out)]
+    assert sum(a > b for a, b in zip(losses[1:], losses[2:])) > 3  # it saved that often, or more
+    assert kept(tmp_path) == []
 
 
-def lines_run(script, *arguments):
-    """The numbers of the script's lines that run once it handles Ctrl-C, in their order."""
-    seen = []
-
-    def trace(frame, event, _):
-        if frame.f_code.co_filename == str(script):
-            if event == 'line' and sys.excepthook.__module__ != 'sys':
-                seen.append(frame.f_lineno)
-            return trace
-
-    sys.settrace(trace)
-    try:
-        assert run_here(script, *arguments)[1:] == ('', 0)
-    finally:
-        sys.settrace(None)
-    return seen
+@pytest.mark.parametrize('edit', [
+    (CTRL_C[0], CTRL_C[1].replace('15', '5')),
+    ("losses['val'] < best_val_loss:", "losses['val'] < best_val_loss:\n"
+     "                raise KeyboardInterrupt")], ids=['in step 5', 'at the first save'])
+def test_ctrl_c_before_the_first_save_leaves_gpt_pt_as_it_was_and_generates_nothing(tmp_path, edit):
+    script = copy_script(tmp_path, 'gpt.py', **SMALL)
+    run_here(script)
+    before = (tmp_path / 'gpt.pt').read_bytes()
+    script = copy_script(tmp_path, 'gpt.py', None, edit, **SMALL)
+    out, err, status = run_here(script)
+    assert (err, status) == ('Stopped by Ctrl-C.\n', 130) and 'generate' not in out
+    assert (tmp_path / 'gpt.pt').read_bytes() == before and kept(tmp_path) == []
 
 
-def interrupt(script, moment, *arguments):
-    """Runs a script with Ctrl-C before the line of this moment: as run_here, what it gave."""
-    left = moment
-
-    def trace(frame, event, _):
-        nonlocal left
-        if frame.f_code.co_filename == str(script):
-            if event == 'line' and sys.excepthook.__module__ != 'sys':
-                left -= 1
-                if left < 0:
-                    sys.settrace(None)
-                    raise KeyboardInterrupt
-            return trace
-
-    sys.settrace(trace)
-    try:
-        return run_here(script, *arguments)
-    finally:
-        sys.settrace(None)
-
-
-@pytest.mark.parametrize('name, arguments', [
-    ('bigram.py', []), ('gpt.py', []), ('gpt.py', ['--prompt', 'The king'])])
-def test_ctrl_c_at_any_line_gives_one_line_or_the_text_of_the_best_weights(
-        tmp_path, name, arguments):
-    """Before the first and before the last time that each line of the script runs."""
-    script = generate_less(copy_script(tmp_path, name, **{
-        **TINY_OF[name], 'max_iters': 2}))
-    if arguments:
-        run_here(script)
-    lines = lines_run(script, *arguments)
-    moments = sorted({lines.index(line) for line in lines}
-                     | {len(lines) - 1 - lines[::-1].index(line) for line in lines})
-    assert len(moments) > 20
-    for moment in moments:
-        if name == 'gpt.py' and not arguments:
-            (tmp_path / 'gpt.pt').unlink(missing_ok=True)
-        out, err, status = interrupt(script, moment, *arguments)
-        where = f'line {lines[moment]}: {out[-200:]} {err}'
-        assert status in (0, 130), where
-        if status == 130:
-            assert err == f'{name}: stopped by Ctrl-C\n', where
-        else:
-            assert err == '' and name == 'gpt.py' and not arguments, where
-            assert 'Stopped by Ctrl-C.' in out, where
-            assert out.split('They generate:\n')[1], where
-            # A hair better, where Ctrl-C came between a new gpt.pt and the note of its loss.
-            assert val_loss(tmp_path, **TINY) < announced_loss(out) + 1e-4, where
+def test_ctrl_c_after_a_save_goes_on_with_the_best_weights_of_this_run(tmp_path):
+    out, err, status = run_here(copy_script(tmp_path, 'gpt.py', TEXT, CTRL_C, **SMALL))
+    assert (err, status) == ('', 0) and 'step 20' not in out
+    [loss] = re.findall(r'step 10: .*val loss (\S+),', out)
+    _, text = out.split(f'The best weights, val loss {loss}, are in gpt.pt. They generate:\n')
+    assert len(text) == 1 + 500 + 1
 
 
 def wait_for(process, words):
-    """Reads what the process prints, up to a line that starts with these words."""
+    """Reads what a process prints, up to a line that starts with these words."""
     for line in process.stdout:
         if line.startswith(words):
             return
@@ -249,41 +150,128 @@ def wait_for(process, words):
 
 
 @posix_only
-def test_ctrl_c_as_the_system_sends_it(tmp_path):
-    """Before and after the first save, in bigram.py, and while a prompt is continued."""
-    long = {**SMALL, 'max_iters': 1_000_000, 'eval_iters': 1}
-    folders = {name: new_folder(tmp_path) for name in ('early', 'late', 'bigram', 'prompt')}
-    early = copy_script(folders['early'], 'gpt.py', **{**long, 'eval_interval': 1_000_000})
-    late = copy_script(folders['late'], 'gpt.py', **{**long, 'eval_interval': 10})
-    bigram = copy_script(folders['bigram'], 'bigram.py', max_iters=1_000_000, device='cpu')
-    import_script(folders['prompt'], 'gpt.py', **SMALL).save()
-    prompt = folders['prompt'] / 'gpt.py'
-    last_line = '    print(decode(m.generate(context, max_new_tokens='
-    source = prompt.read_text(encoding='utf-8')
-    prompt.write_text(source.replace(
-        last_line + '500', f"    print('Now:')\n{last_line}1_000_000"), 'utf-8')
-    processes = {early: start(early), late: start(late), bigram: start(bigram),
-                 prompt: start(prompt, '--prompt', 'The king')}
-    ends = {}
-    for script, words in ((early, '    '), (late, 'step 20:'), (bigram, 'step 200:'),
-                          (prompt, 'Now:')):
-        wait_for(processes[script], words)
-        processes[script].send_signal(signal.SIGINT)
-        out, err = processes[script].communicate(timeout=60)
-        ends[script] = out, err, processes[script].returncode
-    for script in (early, bigram, prompt):
-        assert ends[script][1:] == (f'{script.name}: stopped by Ctrl-C\n', 130)
-        assert 'generate' not in ends[script][0]
-    out, err, status = ends[late]
-    assert (err, status) == ('', 0) and 'Stopped by Ctrl-C.' in out
-    assert len(out.split('They generate:\n')[1]) == 1 + 500 + 1
+@each_script
+def test_ctrl_c_as_the_system_sends_it(tmp_path, start, script):
+    process = start(copy_script(tmp_path, script, **{**SMALL_OF[script], 'max_iters': 100_000}))
+    wait_for(process, 'step 20:')
+    process.send_signal(signal.SIGINT)
+    out, err, status = result_of(process)
+    if script == 'gpt.py':
+        assert (err, status) == ('', 0) and len(out.split('They generate:\n')[1]) == 502
+    else:
+        assert (err, status) == ('Stopped by Ctrl-C.\n', 130)
+
+
+def test_ctrl_c_while_the_text_is_generated_gives_one_line(tmp_path):
+    import_script(tmp_path, 'gpt.py', **SMALL).save()
+    interrupted = ('idx = torch.cat((idx, idx_next), dim=1)', 'raise KeyboardInterrupt')
+    script = copy_script(tmp_path, 'gpt.py', TEXT, interrupted, **SMALL)
+    assert run_here(script, '--prompt', 'The') == ('', 'Stopped by Ctrl-C.\n', 130)
+
+
+# --- A prompt
+def test_a_prompt_is_continued_without_training_whatever_input_txt_is_now(tmp_path):
+    script = copy_script(tmp_path, 'gpt.py', **SMALL)
+    run_here(script)
+    before = (tmp_path / 'gpt.pt').read_bytes()
+    for text in ('Something else, with other letters: éèê.', '!', '', None):
+        (tmp_path / 'input.txt').unlink()
+        if text is not None:
+            (tmp_path / 'input.txt').write_text(text, encoding='utf-8')
+        out, err, status = run_here(script, '--prompt', 'The king')
+        assert (err, status) == ('', 0)
+        assert out.startswith('The king') and len(out) == len('The king') + 500 + 1
+        assert 'step' not in out and (tmp_path / 'gpt.pt').read_bytes() == before
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize('prompt', ['  The king  ', 'x', 'A prompt that is longer than the context '])
+def test_a_prompt_comes_back_whole(tmp_path, prompt):
+    import_script(tmp_path, 'gpt.py', prompt + 'The king', **SMALL).save()
+    out, err, status = run_here(tmp_path / 'gpt.py', '--prompt', prompt)
+    assert (err, status) == ('', 0) and out.startswith(prompt) and len(out) == len(prompt) + 501
+
+
+def test_the_checkpoint_decides_the_sizes(tmp_path):
+    """A model goes on to be useful whatever the hyperparameters at the top say by now."""
+    gpt = import_script(tmp_path, 'gpt.py', **SMALL)
+    gpt.save()
+    other = import_script(tmp_path, 'gpt.py', 'abc', **{
+        **SMALL, 'block_size': 8, 'n_embd': 24, 'n_head': 3, 'n_layer': 1})
+    other.load(tmp_path / 'gpt.pt')
+    assert other.model is other.m
+    context = torch.tensor([gpt.encode('The king and the')])
+    assert torch.equal(context, torch.tensor([other.encode('The king and the')]))
+    texts = [module.decode(module.model.generate(context, 40, top_k=1)[0].tolist())
+             for module in (gpt, other)]
+    assert texts[0] == texts[1]
+
+
+def test_another_checkpoint_can_be_named(tmp_path):
+    script = copy_script(tmp_path, 'gpt.py', **SMALL)
+    run_here(script)
+    (tmp_path / 'gpt.pt').rename(tmp_path / 'other.pt')
+    for arguments, first in ((['--prompt', 'The'], 'The'), ([], '\n')):
+        out, err, status = run_here(script, '--checkpoint', str(tmp_path / 'other.pt'), *arguments)
+        assert (err, status) == ('', 0) and len(out) == len(first) + 501 and out.startswith(first)
+    assert not (tmp_path / 'gpt.pt').exists()
+
+
+def test_a_checkpoint_from_a_gpu_opens_without_one(gpt, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, 'location_tag', lambda storage: 'cuda:0')
+        gpt.save()
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError):  # the file does say that it is from a GPU
+            torch.load(tmp_path / 'gpt.pt', weights_only=True)
+    weights = list(gpt.model.parameters())
+    gpt.load(tmp_path / 'gpt.pt')
+    assert all(torch.equal(a, b) for a, b in zip(gpt.model.parameters(), weights, strict=True))
+
+
+# --- Where people run it
+@pytest.mark.parametrize('script, edits', [('bigram.py', []), ('gpt.py', []), ('gpt.py', [CTRL_C])],
+                         ids=['bigram.py', 'gpt.py', 'gpt.py, interrupted'])
+def test_a_notebook_cell_trains_and_generates(tmp_path, monkeypatch, capsys, script, edits):
+    """There, no __file__ tells where the script is, and the arguments are the notebook's own."""
+    copy_script(tmp_path, script)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['ipykernel_launcher.py', '-f', 'kernel.json'])
+    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+    cell = {'__name__': '__main__'}
+    source = (PROJECT / script).read_text(encoding='utf-8')
+    exec(edited(source, *edits, **SMALL_OF[script]), cell)
+    out = capsys.readouterr().out
+    assert ('step 20' in out) == (not edits) and len(out) > 500
+    assert cell['model'] is cell['m']
+    ids = torch.tensor([cell['encode']('The ')])
+    assert cell['decode'](cell['model'].generate(ids, 20)[0].tolist()).startswith('The ')
+
+
+def test_a_mistyped_option_is_refused(tmp_path):
+    out, err, status = run_here(copy_script(tmp_path, 'gpt.py', **SMALL), '--promt', 'The')
+    assert (out, status) == ('', 2) and '--promt' in err
 
 
 @posix_only
-def test_a_progress_line_rewrites_itself_on_a_terminal_only(tmp_path):
+def test_ctrl_c_at_the_python_prompt_does_not_end_the_session(tmp_path, start):
+    """As after: python -i gpt.py --prompt "The " """
+    import_script(tmp_path, 'gpt.py', **SMALL).save()
+    process = start('-i', tmp_path / 'gpt.py', '--prompt', 'The ', stdin=subprocess.PIPE)
+    process.stdin.write('print("ready")\n')
+    process.stdin.flush()
+    wait_for(process, 'ready')
+    process.send_signal(signal.SIGINT)
+    process.stdin.write('print(decode(encode("The ")) + "still here", model is m)\n')
+    out, err = process.communicate(timeout=60)
+    assert 'The still here True' in out and process.returncode == 0
+
+
+@posix_only
+def test_a_progress_line_rewrites_itself_on_a_terminal_only(tmp_path, start):
     import pty
     script = copy_script(tmp_path, 'gpt.py', **SMALL)
-    assert 'step 7 of 20' not in run_here(script)[0]
+    assert ' s left' not in run_here(script)[0]
     ours, its = pty.openpty()
     process = start(script, stdout=its)
     os.close(its)
@@ -294,11 +282,5 @@ def test_a_progress_line_rewrites_itself_on_a_terminal_only(tmp_path):
     except OSError:  # how a terminal says that the other side has hung up
         pass
     os.close(ours)
-    assert process.communicate()[1] == '' and process.returncode == 0
-    assert b'step 7 of 20' in seen and re.search(rb'step 7 of 20[^\r\n]*\r', seen)
-
-
-def test_training_without_a_save_yet_has_no_best_loss(gpt):
-    """Weights of step 0 are random, so they are not saved: best stays at infinity."""
-    assert gpt.evaluate(0, math.inf) == math.inf
-    assert not gpt.checkpoint_path.exists()
+    assert process.wait(timeout=60) == 0
+    assert re.search(rb'step 7 of 20, \d+ s left *\r', seen)

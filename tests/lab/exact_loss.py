@@ -1,0 +1,101 @@
+"""The exact validation loss of a model, in nats per character.
+
+    python tests/lab/exact_loss.py           the model in gpt.pt
+    python tests/lab/exact_loss.py bigram    bigram.py, trained again, and the table of counts
+    python tests/lab/exact_loss.py ngram     no network: counts of up to five characters in a row
+    --checkpoint FILE                        another saved model than gpt.pt
+
+Exact means: every character of the last tenth of input.txt but the first is predicted exactly once.
+The scripts themselves estimate the loss from a few random sequences.
+"""
+import argparse
+import contextlib
+import io
+import math
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from scripts import PROJECT, load
+
+
+@torch.no_grad()
+def exact_loss(model, ids, block_size, device):
+    """The mean loss, in nats per character, over consecutive windows; the last may be shorter."""
+    def batches(ids):
+        *windows, last = ids.split(block_size)
+        return [torch.stack(windows[i:i + 64]) for i in range(0, len(windows), 64)] + [last[None]]
+
+    model.eval()
+    losses = [model(x.to(device), y.to(device))[1].item() * y.numel()
+              for x, y in zip(batches(ids[:-1]), batches(ids[1:]))]
+    return sum(losses) / (len(ids) - 1)
+
+
+def table_loss(train, val, vocab_size):
+    """The loss of the bigram table found by counting, every count plus one: nats per character."""
+    pairs = train[:-1] * vocab_size + train[1:]  # a number for each pair of token ids
+    counts = 1 + pairs.bincount(minlength=vocab_size ** 2).view(vocab_size, vocab_size)
+    table = (counts / counts.sum(dim=1, keepdim=True)).log()
+    return F.cross_entropy(table[val[:-1]], val[1:]).item()
+
+
+def ngram_loss(train, val, n=5, discount=0.8):
+    """The loss of counts alone: interpolated, with absolute discounting (Ney et al. 1994).
+
+    Every count gives up a little probability, which is shared out as a context that is one
+    character shorter predicts. n and discount are about the best for our text. The loss is in
+    nats per character.
+    """
+    counts, totals, kinds = Counter(), Counter(), Counter()  # kinds: different next characters
+    for length in range(1, n + 1):
+        counts.update(train[i:i + length] for i in range(len(train) - length + 1))
+    for gram, count in counts.items():
+        totals[gram[:-1]] += count
+        kinds[gram[:-1]] += 1
+    vocab_size = len(set(train + val))
+    loss = 0.0
+    for i in range(1, len(val)):
+        p = 1 / vocab_size  # before any count: equal probabilities
+        for length in range(min(n, i + 1)):
+            context = val[i - length:i]
+            if totals[context]:
+                discounted = max(counts[context + val[i]] - discount, 0)
+                p = (discounted + discount * kinds[context] * p) / totals[context]
+        loss -= math.log(p)
+    return loss / (len(val) - 1)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description='The exact validation loss of a model, in nats per character.')
+    parser.add_argument('model', nargs='?', choices=['bigram', 'ngram'],
+                        help='measure this simpler model, instead of the one in gpt.pt')
+    parser.add_argument('--checkpoint', type=Path, help='use this file instead of gpt.pt')
+    arguments = parser.parse_args()
+    if arguments.model and arguments.checkpoint:
+        parser.error(f'--checkpoint is for gpt.py, not for {arguments.model}')
+    script = load(PROJECT / ('bigram.py' if arguments.model else 'gpt.py'))
+    vocabulary, block_size = script.chars, script.block_size
+    script.check(len(script.val_data) > block_size, 'put a UTF-8 text of more than '
+                 f'{10 * block_size} characters into {PROJECT / "input.txt"}')
+    if arguments.model == 'ngram':
+        loss = ngram_loss(script.text[:script.n_train], script.text[script.n_train:])
+    else:
+        if arguments.model == 'bigram':
+            with contextlib.redirect_stdout(io.StringIO()):
+                script.train()
+            table = table_loss(script.train_data, script.val_data, script.vocab_size)
+            print(f'counts plus one, normalised: {table:.4f}')
+        else:
+            script.load(arguments.checkpoint or script.checkpoint_path)
+            script.check(script.chars == vocabulary, 'the characters of the model and of input.txt '
+                         'differ: use the text that it was trained on, or train again')
+        loss = exact_loss(script.model, script.val_data, script.block_size, script.device)
+    print(f'exact validation loss: {loss:.4f}')
+
+
+if __name__ == '__main__':
+    main()

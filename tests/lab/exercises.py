@@ -1,0 +1,227 @@
+"""The exercises in tests/lab/README.md, worked: makes the changes in solutions.py, and measures.
+
+    python tests/lab/exercises.py             lists them
+    python tests/lab/exercises.py 3           trains a copy of gpt.py for each change of exercise 3
+    python tests/lab/exercises.py 3 --show    prints the changes instead, as diffs
+    python tests/lab/exercises.py --all       measures all (about half an hour): a line for each
+
+Everything runs on the CPU and in temporary folders: your gpt.py and gpt.pt are never touched. It
+starts from the gpt.py here, which must be unedited. --steps 100 trains for 100 steps only.
+"""
+import argparse
+import difflib
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from scripts import PROJECT, edited, load
+from solutions import EXERCISES, beginning, change
+
+# The hyperparameters on a CPU, with which the figures in tests/lab/README.md were measured.
+DEFAULTS = dict(batch_size=8, block_size=128, max_iters=10_000, eval_interval=500, eval_iters=30,
+                learning_rate=1.5e-3, warmup_iters=100, weight_decay=0.3, n_embd=128, n_head=4,
+                n_layer=3, dropout=0.0, fused_attention=True, temperature=0.8, top_k=None,
+                seed=1337)
+
+
+def solution(variant, source, steps=None, **settings):
+    """The source of gpt.py with a variant's edits; ValueError where they do not fit."""
+    steps = steps or variant.steps
+    values = {**({'max_iters': steps} if steps else {}), **variant.settings, **settings}
+    try:
+        return edited(source, *variant.edits, **values)
+    except ValueError as error:
+        raise ValueError(f'gpt.py must be unedited: undo your edits ({error})') from None
+
+
+def refuse_edits(source):
+    """ValueError if gpt.py has other hyperparameters, or other lines where an exercise edits it."""
+    gpt = load(PROJECT / 'gpt.py', device='cpu')
+    for name, value in DEFAULTS.items():
+        if getattr(gpt, name) != value:
+            raise ValueError(f'gpt.py must be unedited: undo your edits (the figures are for '
+                             f'{name} = {value}, not {getattr(gpt, name)})')
+    for exercise in EXERCISES.values():
+        for variant in exercise.variants.values():
+            solution(variant, source)
+
+
+def prepare(folder, variant, source, text, steps=None, **settings):
+    """Writes a variant's gpt.py, for the CPU, and its input.txt into a folder; returns the text."""
+    if variant.text:
+        text = variant.text(text)
+    (folder / 'input.txt').write_text(text, encoding='utf-8')
+    source = solution(variant, source, steps, device='cpu', **settings)
+    (folder / 'gpt.py').write_text(source, encoding='utf-8')
+    return text
+
+
+def measure(variant, source, steps=None, echo=False, **settings):
+    """Runs a variant in a folder of its own; a dictionary of results."""
+    text = (PROJECT / 'input.txt').read_text(encoding='utf-8-sig')
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        text = prepare(folder, variant, source, text, steps, **settings)
+        if variant.run in ('prompt', 'cache'):
+            if not (PROJECT / 'gpt.pt').exists():
+                raise ValueError('there is no gpt.pt yet: run python gpt.py first')
+            shutil.copy(PROJECT / 'gpt.pt', folder)
+        if variant.run == 'cache':
+            plain = edited(source, device='cpu', **settings)
+            (folder / 'plain.py').write_text(plain, encoding='utf-8')
+            return compare_caches(folder)
+        torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+        command = [sys.executable, *(torchrun if variant.run == 'torchrun' else []), 'gpt.py',
+                   *(['--prompt', 'The '] if variant.run == 'prompt' else [])]
+        out = ''
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, encoding='utf-8',
+                              stderr=subprocess.STDOUT,
+                              env={**os.environ, 'PYTHONIOENCODING': 'utf-8'}) as process:
+            for line in process.stdout:
+                out += line
+                if echo:
+                    print('   ', line, end='', flush=True)
+    if process.returncode and 'the loss is not finite' not in out:
+        raise ValueError(f'the copy of gpt.py failed: {out.strip()[-1000:]}')
+    return read_results(out, text)
+
+
+def read_results(out, text):
+    """What a run on this text printed, in figures, and what letter frequencies alone score.
+
+    train, val, best and letters are losses in nats per character.
+    """
+    steps = re.findall(r'(?m)^step (\d+): train loss (\S+), val loss (\S+), \d+ s$', out)
+    generated = out.partition('They generate:\n')[2] if steps else out
+    words, known = re.findall("[A-Za-z']+", generated), set(re.findall("[A-Za-z']+", text))
+    result = {'sample': ' / '.join(generated.split('\n')).replace('`', "'").strip()[:60],
+              'words': sum(word in known for word in words) / max(len(words), 1)}
+    train, val = text[:len(text) * 9 // 10], text[len(text) * 9 // 10:]
+    counts = Counter(train + ''.join(set(text)))  # no character has a count of 0
+    result['letters'] = -sum(n * math.log(counts[c] / counts.total())
+                             for c, n in Counter(val).items()) / len(val)
+    if steps:
+        result.update(train=float(steps[-1][1]), val=float(steps[-1][2]))
+        result['best'], result['best_step'] = min((float(val), int(step)) for step, _, val in steps)
+    return result
+
+
+def compare_caches(folder):
+    """Generates with the saved model, without and with the cache, and compares text and time."""
+    import torch
+    torch.set_num_threads(1)
+    texts, times = [], []
+    for name in ('plain.py', 'gpt.py'):
+        gpt = load(folder / name)
+        gpt.load(gpt.checkpoint_path)
+        start = torch.zeros((1, 1), dtype=torch.long)
+        gpt.model.generate(start, 10)  # the first call is slower
+        started = time.time()
+        texts.append(gpt.model.generate(start, 500, top_k=1)[0, 1:].tolist())
+        times.append(time.time() - started)
+    same = next((i for i, (a, b) in enumerate(zip(*texts)) if a != b), 500)
+    return {'same': same, 'total': 500, 'ratio': times[1] / times[0]}
+
+
+def show(number, source):
+    """Prints an exercise's variants as diffs of gpt.py."""
+    for name, variant in EXERCISES[number].variants.items():
+        solved = solution(variant, source)
+        print(f'# {name}')
+        if variant.text:
+            print(f'# input.txt: {variant.text.__doc__}')
+        print(*difflib.unified_diff(source.splitlines(), solved.splitlines(), 'gpt.py',
+                                    'gpt.py', lineterm=''), '', sep='\n')
+
+
+def work(number, source, steps=None):
+    """Measures an exercise's variants, and what they are compared with."""
+    exercise = EXERCISES[number]
+    print(f'{number}. {exercise.title}\n')
+    first = next(iter(exercise.variants.values()))
+    as_it_is = change(steps=first.steps, run='prompt' if first.run == 'prompt' else 'train')
+    alone = first.run == 'cache' or first.text is beginning  # there, nothing to compare with
+    runs = {**({} if alone else {'gpt.py as it is': as_it_is}), **exercise.variants}
+    lines = ['\nvalidation loss, in nats per character' if '{val' in exercise.report else '']
+    for name, variant in runs.items():
+        print(f'{name}:', flush=True)
+        result = measure(variant, source, steps, echo=True)
+        lines.append(f'{name}: {exercise.report.format(**result)}')
+    if steps:
+        lines.append(f'(after {steps} steps; the figures in the README are of the full run)')
+    print(*lines, f'\nWhat to expect, and why: exercise {number} in tests/lab/README.md', sep='\n')
+
+
+def work_all(source, steps=None):
+    """Measures everything, two at a time where times do not count; prints a line for each."""
+    os.environ['OMP_NUM_THREADS'] = '1'
+    started = time.time()
+    jobs = [('gpt.py as it is, 1,000 steps', '{val:.2f}', change()),
+            ('gpt.py as it is, 3,000 steps', '{val:.2f}', change(steps=3000)),
+            ('the saved model as it is', EXERCISES[1].report, change(run='prompt'))]
+    jobs += [(f'{number}. {exercise.title}: {name}', exercise.report, variant)
+             for number, exercise in EXERCISES.items()
+             for name, variant in exercise.variants.items()]
+
+    def work_one(job):
+        name, report, variant = job
+        try:
+            print(f'{name}: {report.format(**measure(variant, source, steps))}', flush=True)
+        except ValueError as error:
+            print(f'{name}: failed: {error}', flush=True)
+
+    alone = [job for job in jobs if job[2].run in ('cache', 'torchrun')]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work_one, [job for job in jobs if job not in alone]))
+    for job in alone:
+        work_one(job)
+    print(f'measured in {(time.time() - started) / 60:.0f} minutes')
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description='The exercises in tests/lab/README.md, worked. Without a number: lists them.')
+    parser.add_argument('number', nargs='?', type=int, help='the exercise')
+    parser.add_argument('--show', action='store_true', help='print its solution as a diff')
+    parser.add_argument('--all', action='store_true', help='measure all (about half an hour)')
+    parser.add_argument('--steps', type=int, help='train for this many steps')
+    arguments = parser.parse_args()
+    number, steps = arguments.number, arguments.steps
+    if number is not None and number not in EXERCISES:
+        parser.error(f'the exercises have the numbers 1 to {len(EXERCISES)}')
+    if steps is not None and steps < 1:
+        parser.error('--steps: use a whole number above 0')
+    if arguments.show and number is None:
+        parser.error('--show needs the number of an exercise')
+    source = (PROJECT / 'gpt.py').read_text(encoding='utf-8')
+    if arguments.show:
+        show(number, source)
+    elif arguments.all:
+        refuse_edits(source)
+        work_all(source, steps)
+    elif number is None:
+        print(*(f'{i:2}. {exercise.title}' for i, exercise in EXERCISES.items()), sep='\n')
+    else:
+        refuse_edits(source)
+        work(number, source, steps)
+
+
+if __name__ == '__main__':
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='replace', line_buffering=True)
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit('Stopped by Ctrl-C.')
+    except BrokenPipeError:  # `| head -1`, for example
+        os._exit(130)
+    except (ValueError, OSError) as error:
+        sys.exit(f'Error: {error}')

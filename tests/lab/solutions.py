@@ -1,0 +1,187 @@
+"""The solutions of the exercises in tests/lab/README.md, as edits of gpt.py."""
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Variant:
+    """One change of gpt.py, and how it is run."""
+    edits: tuple  # (old text, new text): each old text occurs once, and is code without comment
+    steps: int = 1000  # training steps; None: nothing is trained
+    run: str = 'train'  # or 'torchrun'; or 'prompt' or 'cache', which use the saved gpt.pt
+    text: object = None  # a function that makes another input.txt from ours
+    settings: dict = None  # hyperparameters, by name
+
+
+def change(*edits, steps=1000, run='train', text=None, **settings):
+    return Variant(edits, None if run in ('prompt', 'cache') else steps, run, text, settings)
+
+
+@dataclass
+class Exercise:
+    title: str
+    variants: dict  # the name of a variant -> the variant
+    report: str = '{val:.2f}'  # how its result is written; losses are in nats per character
+
+
+def beginning(text):
+    """Its first 20,000 characters only (by hand: text = text[:20_000])."""
+    return text[:20_000]
+
+
+def python_library(text):
+    """The source of Python's own library, as much of it as input.txt has characters."""
+    files = sorted(Path(sysconfig.get_path('stdlib')).glob('*.py'))
+    sources = (file.read_text(encoding='utf-8', errors='ignore') for file in files)
+    return '\n'.join(source for source in sources if source.isascii())[:len(text)]
+
+
+FUSED = 'dropout_p=dropout_p, is_causal=True)'
+AFTER_HEADS = '        if fused_attention:'
+RELU = 'F.relu(self.fc(x))'
+POSITIONS = 'x = x + self.position_embedding_table(positions)'
+WITHOUT_SCALE = (FUSED, 'dropout_p=dropout_p, is_causal=True, scale=1.0)')
+LOWER_CASE = ("read_text(encoding='utf-8-sig')", "read_text(encoding='utf-8-sig').lower()")
+PAIRS = [
+    ('import argparse', 'import argparse\nimport collections'),
+    ('chars = sorted(set(text))',
+     'pairs = collections.Counter(map(str.__add__, text, text[1:])).most_common(300)\n'
+     'chars = sorted(set(text)) + sorted(pair for pair, count in pairs)'),
+    ('    return [stoi[character] for character in string]', """\
+    ids, i = [], 0
+    while i < len(string):
+        token = string[i:i + 2] if string[i:i + 2] in stoi else string[i]  # a pair, if there is one
+        ids.append(stoi[token])
+        i += len(token)
+    return ids"""),
+    # The loss of one token is the loss of more than one character.
+    ('/ eval_iters', '/ eval_iters * len(data) / len(text)'),
+]
+TIED = [
+    ('        nn.init.normal_(self.position_embedding_table.weight, std=0.1)', """\
+        nn.init.normal_(self.position_embedding_table.weight, std=0.1)
+        self.lm_head.weight = self.token_embedding_table.weight"""),
+]
+MUON = [
+    ('    matrices = [p for p in model.parameters() if p.dim() >= 2]', """\
+    matrices = [model.token_embedding_table.weight, model.position_embedding_table.weight,
+                model.lm_head.weight]  # those outside the blocks
+    muon = torch.optim.Muon([p for p in model.blocks.parameters() if p.dim() == 2],
+                            lr=learning_rate, weight_decay=weight_decay,
+                            adjust_lr_fn='match_rms_adamw')  # AdamW's learning rates suit it"""),
+    ('optimizer.zero_grad()', 'model.zero_grad()'),
+    ('        optimizer.step()', """\
+        muon.param_groups[0]['lr'] = optimizer.param_groups[0]['lr']  # the same schedule
+        muon.step()
+        optimizer.step()"""),
+]
+CACHE = [
+    # MultiHeadAttention: the new positions' keys and values join those that are kept.
+    ('        self.n_head, self.head_size = n_head, head_size',
+     '        self.n_head, self.head_size = n_head, head_size\n'
+     '        self.cache = None  # in generate: past keys and values, (2, B, nh, positions, hs)'),
+    (AFTER_HEADS, """\
+        if self.cache is not None:  # k and v are those of the new positions
+            self.cache = torch.cat((self.cache, torch.stack((k, v))), dim=3)
+            k, v = self.cache  # (B, nh, all positions, hs) each
+""" + AFTER_HEADS),
+    (FUSED, 'dropout_p=dropout_p, is_causal=T > 1)'),  # one new position may read all there are
+    # GPTLanguageModel: the new positions come after those that are kept.
+    ('positions = torch.arange(idx.shape[1], device=idx.device)', """\
+past = 0 if self.blocks[0].sa.cache is None else self.blocks[0].sa.cache.shape[3]
+        positions = past + torch.arange(idx.shape[1], device=idx.device)"""),
+    ('        for _ in range(max_new_tokens):', """\
+        kept = 0  # positions in the cache
+        for _ in range(max_new_tokens):
+            new = 1  # how many of the last tokens the model has to read
+            # When the context is full, all kept positions would have to move, so their keys and
+            # values are out of date: begin again, with the later half of the context.
+            if kept in (0, block_size):
+                new = min(block_size, idx.shape[1]) if kept == 0 else (block_size + 1) // 2
+                kept = 0
+                for block in self.blocks:
+                    block.sa.cache = torch.empty(2, len(idx), n_head, 0, n_embd // n_head,
+                                                 device=idx.device)
+            kept += new"""),
+    ('idx[:, -block_size:]', 'idx[:, -new:]'),
+    ('        self.train(was_training)', """\
+        for block in self.blocks:
+            block.sa.cache = None
+        self.train(was_training)"""),
+]
+PARALLEL = [
+    ('import torch.nn.functional as F', 'import torch.nn.functional as F\n'
+     'import torch.distributed as dist'),
+    ('\ntorch.manual_seed(seed)', """
+dist.init_process_group('gloo')  # the processes find each other; 'nccl' on GPUs
+rank, processes = dist.get_rank(), dist.get_world_size()
+batch_size //= processes  # each process takes its part of the batch
+eval_iters *= processes  # and a loss estimate still averages as many sequences
+if rank > 0:
+    sys.stdout = open(os.devnull, 'w')  # process 0 prints for all
+torch.manual_seed(seed)"""),
+    ('    started = time.time()', """\
+    parallel = nn.parallel.DistributedDataParallel(model)  # averages the gradients of all
+    torch.manual_seed(seed + rank)  # the weights are the same in all, the batches are not
+    started = time.time()"""),
+    ('if step % eval_interval == 0 or step == max_iters:',  # process 0 evaluates and saves
+     'if rank == 0 and (step % eval_interval == 0 or step == max_iters):'),
+    ('logits, loss = model(x, y)', 'logits, loss = parallel(x, y)'),
+    ('\n            train()', """
+            train()
+            dist.destroy_process_group()
+            if rank > 0:
+                os._exit(0)  # at once: sys.exit could fail while the threads of gloo end"""),
+]
+
+EXERCISES = dict(enumerate([
+    Exercise('Temperature and top-k', {
+        'temperature = 0.5': change(run='prompt', temperature=0.5),
+        'temperature = 1.5': change(run='prompt', temperature=1.5),
+        'top_k = 5': change(run='prompt', top_k=5),
+        'top_k = 1': change(run='prompt', top_k=1),
+    }, '{words:.0%} of the words occur in input.txt: `{sample}`'),
+    Exercise('Learning rate', {
+        f'learning_rate = {value}': change(learning_rate=float(value))
+        for value in ('1e-4', '1e-2', '1e-1', '10')}),
+    Exercise('Size and context', {
+        'n_layer = 1': change(n_layer=1),
+        'n_layer = 6': change(n_layer=6),
+        'block_size = 8, batch_size = 128': change(block_size=8, batch_size=128),
+        'block_size = 1, batch_size = 1024': change(block_size=1, batch_size=1024)}),
+    Exercise('Take the positions away', {
+        'no positions': change((POSITIONS, f'# {POSITIONS}'))}),
+    Exercise('Let it see the future', {
+        'is_causal=False': change((FUSED, 'dropout_p=dropout_p, is_causal=False)')),
+    }, '{val:.2f}; it generates: `{sample}`'),
+    Exercise('Remove the residual paths', {
+        'no residual paths': change(('x = x + self.sa(self.ln1(x))', 'x = self.sa(self.ln1(x))'),
+                                    ('x + self.ffwd(self.ln2(x))', 'self.ffwd(self.ln2(x))')),
+    }, '{val:.2f} (letter frequencies alone: {letters:.2f})'),
+    Exercise('Leave out the scale', {
+        'narrow heads, scale=1.0': change(WITHOUT_SCALE),
+        'one wide head, scaled': change(n_embd=256, n_head=1, n_layer=1),
+        'one wide head, scale=1.0': change(WITHOUT_SCALE, n_embd=256, n_head=1, n_layer=1)}),
+    Exercise('The plain mean of the past', {
+        'plain mean': change((AFTER_HEADS, '        q = torch.zeros_like(q)\n' + AFTER_HEADS))}),
+    Exercise('Another activation function', {
+        'GELU': change((RELU, 'F.gelu(self.fc(x))')),
+        'no activation': change((RELU, 'self.fc(x)'))}),
+    Exercise('Weight tying', {'tied weights': change(*TIED)}),
+    Exercise('Another tokenizer', {'lower case': change(LOWER_CASE), '300 pairs': change(*PAIRS)}),
+    Exercise('Overfitting, and dropout against it', {
+        'dropout = 0.0': change(text=beginning, eval_interval=100, dropout=0.0),
+        'dropout = 0.3': change(text=beginning, eval_interval=100, dropout=0.3),
+    }, 'train {train:.2f}, val {val:.2f} (at best {best:.2f}, at step {best_step})'),
+    Exercise('Your own text', {"Python's library": change(text=python_library)},
+             '{val:.2f}; it generates: `{sample}`'),
+    Exercise('Heads', {
+        'n_head = 1': change(steps=3000, n_head=1),
+        'n_head = 16': change(steps=3000, n_head=16)}),
+    Exercise('Another optimizer', {'Muon': change(*MUON, learning_rate=4e-3)}),
+    Exercise('A cache of keys and values', {'cache': change(*CACHE, run='cache')},
+             'the first {same} of {total} characters are the same as without the cache (at least '
+             'block_size should be); generating takes {ratio:.2f} times as long'),
+    Exercise('More than one machine', {'two processes': change(*PARALLEL, run='torchrun')}),
+], start=1))

@@ -1,0 +1,100 @@
+"""exact_loss.py: the exact loss of models whose loss is known, and one line for each mistake."""
+import math
+
+import pytest
+import torch
+
+import scripts
+from conftest import PROJECT, SMALL, SMALL_BIGRAM, TEXT, copy_script, import_script, run_here
+from exact_loss import exact_loss, ngram_loss, table_loss
+
+PROGRAM = PROJECT / 'tests' / 'lab' / 'exact_loss.py'
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with small scripts, in which the program looks for them."""
+    monkeypatch.setattr(scripts, 'PROJECT', tmp_path)
+    copy_script(tmp_path, 'gpt.py', **SMALL)
+    copy_script(tmp_path, 'bigram.py', **SMALL_BIGRAM)
+    return tmp_path
+
+
+class KnownLoss(torch.nn.Module):
+    """Its loss for a character is the square of the character's token id."""
+    def forward(self, x, y):
+        assert not self.training and torch.equal(y, x + 1)
+        assert x.shape[1] == 10 or x.shape == (1, 7)  # the last window is shorter
+        return None, y.double().square().mean()
+
+
+@pytest.mark.parametrize('length', [8, 11, 18, 651, 658, 2001])
+def test_every_character_but_the_first_is_predicted_once_and_weighs_the_same(length):
+    ids = torch.arange(length)  # the text is 0, 1, 2 and so on
+    loss = exact_loss(KnownLoss().train(), ids, 10, 'cpu')
+    assert loss == pytest.approx(sum(i * i for i in range(1, length)) / (length - 1))
+
+
+def test_the_table_of_counts_plus_one():
+    train, val = torch.tensor([0, 1, 0, 1, 0, 0]), torch.tensor([1, 0, 0, 1])
+    # After 0 came 0 once and 1 twice, after 1 came 0 twice: with one more each, 2 3 and 3 1.
+    assert table_loss(train, val, 2) == pytest.approx(-math.log(3 / 4 * 2 / 5 * 3 / 5) / 3)
+
+
+def test_counts_of_pairs_by_hand():
+    """'aab' has a twice, b once, and then aa and ab once each; c is new."""
+    def discounted(count, total, kinds, shorter, discount=0.8):
+        return (max(count - discount, 0) + discount * kinds * shorter) / total
+    a, b, c = (discounted(count, 3, 2, 1 / 3) for count in (2, 1, 0))
+    after_a = discounted(1, 2, 2, b)
+    assert a + b + c == pytest.approx(1)
+    # b follows a; c follows b, after which nothing was ever seen.
+    assert ngram_loss('aab', 'abc', n=2) == pytest.approx(-(math.log(after_a) + math.log(c)) / 2)
+    assert ngram_loss('aab', 'abc', n=1) == pytest.approx(-(math.log(b) + math.log(c)) / 2)
+
+
+def test_bigram_trains_and_stands_beside_the_best_table(here):
+    out, err, status = run_here(PROGRAM, 'bigram')
+    table, exact = (float(line.split(': ')[1]) for line in out.splitlines())
+    assert (err, status) == ('', 0)
+    assert 1 < table < exact < math.log(len(set(TEXT)))  # a few steps do not reach the table
+
+
+def test_ngram_is_measured_on_the_last_tenth(here):
+    cut = len(TEXT) * 9 // 10
+    assert run_here(PROGRAM, 'ngram')[0] == (
+        f'exact validation loss: {ngram_loss(TEXT[:cut], TEXT[cut:]):.4f}\n')
+
+
+def test_another_checkpoint_is_measured_with_its_own_sizes(here):
+    gpt = import_script(here / 'other', 'gpt.py', **{**SMALL, 'block_size': 9, 'n_layer': 1})
+    gpt.save()
+    loss = exact_loss(gpt.model, gpt.val_data, 9, 'cpu')
+    out, err, status = run_here(PROGRAM, '--checkpoint', str(here / 'other' / 'gpt.pt'))
+    assert (out, err, status) == (f'exact validation loss: {loss:.4f}\n', '', 0)
+
+
+@pytest.mark.parametrize('text, arguments, message', [
+    (TEXT, [], 'train a model first'),
+    (TEXT.replace('e', 'é'), ['--checkpoint', 'gpt.pt'], 'of the model and of input.txt differ'),
+    (TEXT[:160], [], 'a UTF-8 text of more than 160 characters'),
+    (TEXT[:160], ['bigram'], 'a UTF-8 text of more than 160 characters'),
+    (None, ['ngram'], 'a UTF-8 text of more than 160 characters'),
+])
+def test_a_mistake_gets_one_line(here, monkeypatch, text, arguments, message):
+    monkeypatch.chdir(here)
+    if arguments == ['--checkpoint', 'gpt.pt']:
+        import_script(here, 'gpt.py', **SMALL).save()
+    (here / 'input.txt').unlink()
+    if text is not None:
+        (here / 'input.txt').write_text(text, encoding='utf-8')
+    out, err, status = run_here(PROGRAM, *arguments)
+    assert (out, status, err.count('\n')) == ('', 1, 1)
+    assert err.startswith('Error: ') and message in err
+
+
+@pytest.mark.parametrize('arguments, status', [
+    (['--help'], 0), (['trigram'], 2), (['--fast'], 2), (['bigram', '--checkpoint', 'x'], 2)])
+def test_help_works_and_unknown_arguments_are_refused(arguments, status):
+    out, err, got = run_here(PROGRAM, *arguments)
+    assert got == status and 'usage: exact_loss.py' in out + err

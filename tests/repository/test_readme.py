@@ -1,0 +1,96 @@
+"""Both READMEs agree with the code: commands, names, values, and the lines of code that they show."""
+import re
+
+import pytest
+
+from scripts import PROJECT
+from solutions import EXERCISES
+
+README, LAB = PROJECT / 'README.md', PROJECT / 'tests' / 'lab' / 'README.md'
+TEXT = {path: path.read_text(encoding='utf-8') for path in (README, LAB)}
+CODE = {path: path.read_text(encoding='utf-8')
+        for path in [PROJECT / 'gpt.py', PROJECT / 'bigram.py', *LAB.parent.glob('*.py')]}
+SHELL = re.compile(r'(python3?|pip|py|uv|git|curl|sudo|source|torchrun|diff|%run|OMP_NUM_THREADS'
+                   r'|\.venv)\b|\.venv')
+
+
+def blocks(path, language):
+    """The lines of all blocks of code in a language."""
+    found = re.findall(rf'(?ms)^```{language}\n(.*?)^```', TEXT[path])
+    return [line for block in found for line in block.splitlines()]
+
+
+def spans(path):
+    """What stands in code type in the prose: names, files, commands."""
+    prose = re.sub(r'(?ms)^```.*?^```', '', TEXT[path])
+    return sorted(set(re.findall(r'`([^`\n]+)`', prose)))
+
+
+COMMANDS = [(path, command) for path in TEXT
+            for command in blocks(path, 'sh') + [s for s in spans(path) if SHELL.match(s)]]
+
+
+def test_the_first_two_commands_are_the_ones_a_newcomer_needs():
+    """Each is complete: it makes the virtual environment, installs what it needs, and runs."""
+    install = 'python3 -m venv .venv && .venv/bin/python -m pip install -r requirements.txt'
+    assert blocks(README, 'sh')[0] == f'{install} && .venv/bin/python gpt.py'
+    assert blocks(README, 'sh')[1] == f'{install} pytest && .venv/bin/python -m pytest'
+
+
+def test_the_workflow_runs_these_commands_as_they_stand():
+    workflow = (PROJECT / '.github/workflows/tests.yml').read_text(encoding='utf-8')
+    for command in blocks(README, 'sh')[:2] + blocks(README, 'powershell')[:2]:
+        assert f'run: {command}\n' in workflow
+
+
+@pytest.mark.parametrize('path, command', COMMANDS)
+def test_a_command_names_files_and_options_that_exist(path, command):
+    for file in re.findall(r'(?<=\s)(?!try/)[\w/]+\.(?:py|txt)(?=\s|$)', command):
+        assert (PROJECT / file).exists()
+    script = re.search(r'(\w+)\.py', command)
+    source = '\n'.join(CODE[path] for path in CODE if script and path.stem == script.group(1))
+    for option in re.findall(r'(?<=\.py).*?(--[\w-]+)', command):
+        assert f"'{option}'" in source
+
+
+@pytest.mark.parametrize('path, span', [(path, span) for path in TEXT for span in spans(path)
+                                        if not SHELL.match(span) and '--' not in span])
+def test_a_name_in_code_type_is_a_name_in_the_code(path, span):
+    """Of the scripts or the programs: a word with an underscore, or one that gets a value."""
+    known = set(re.findall(r'\w+', ' '.join(CODE.values())))
+    names = re.findall(r'\b(?:[a-z]\w*_\w*|\w+(?= = ))', span)
+    assert [name for name in names if name not in known] == [] or (PROJECT / span).exists()
+
+
+@pytest.mark.parametrize('path', TEXT, ids=lambda path: path.parent.name)
+def test_a_line_of_code_is_a_line_of_the_script(path):
+    code = [line.strip() for line in CODE[PROJECT / 'gpt.py'].splitlines()]
+    assert [line for line in blocks(path, 'python') if line.strip() not in code] == []
+
+
+def test_the_snippet_for_generation_is_the_end_of_both_scripts():
+    snippet = [code.strip() for code in CODE[PROJECT / 'bigram.py'].splitlines()[-2:]]
+    assert 'max_new_tokens=500' in snippet[1]
+    assert '\n'.join(['```python', *snippet, '```']) in TEXT[README]
+
+
+def test_the_titles_of_the_exercises_are_those_of_the_solutions():
+    titles = re.findall(r'(?m)^\*\*(\d+)\. (.*?)\.?\*\*', TEXT[LAB])
+    assert [(int(number), title) for number, title in titles] == \
+        [(number, exercise.title) for number, exercise in EXERCISES.items()]
+
+
+def test_the_results_name_the_size_that_is_the_default(monkeypatch):
+    import torch
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    values = {'torch': torch}
+    exec('#' + CODE[PROJECT / 'gpt.py'].split('# --- Hyper')[1].split('# --- Text')[0], values)
+    assert (f'context {values["block_size"]}, batch {values["batch_size"]}, '
+            f'{values["n_layer"]} layers, {values["n_head"]} heads, {values["n_embd"]} dimensions, '
+            f'{values["max_iters"]:,} steps') in TEXT[README]
+
+
+@pytest.mark.parametrize('path', TEXT, ids=lambda path: path.parent.name)
+def test_every_link_is_whole(path):
+    for link in re.findall(r'\]\(([^)]+)\)', TEXT[path]):
+        assert re.fullmatch(r'https://[\w./?=&%-]+', link) or (path.parent / link).exists(), link
