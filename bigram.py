@@ -18,13 +18,13 @@ device = 'cuda' if torch.cuda.is_available() else 'cpu'  # where the model runs
 batch_size = 64  # sequences per training step
 block_size = 32  # characters per sequence
 max_iters = 800  # training steps
-eval_interval = 200  # steps from one loss estimate to the next
-eval_iters = 10  # batches that one estimate averages, for each split
-learning_rate = 0.1  # how far the first step moves the weights; it decays to 0
-seed = 1337  # random seed: it repeats a run, on the same machine with the same torch
+eval_interval = 200  # steps between loss estimates
+eval_iters = 10  # batches averaged in each loss estimate, for each split
+learning_rate = 0.1  # how far a step moves a weight at first; it decays to 0
+seed = 1337  # random seed: the same run again, on the same machine with the same torch
 
 # --- Text and tokenizer: a token is one character, and its id is its place in the vocabulary.
-folder = Path(globals().get('__file__', '')).parent  # the script's; in a notebook, the current
+folder = Path(globals().get('__file__', '')).parent  # the script's folder, or the notebook's
 try:
     text = (folder / 'input.txt').read_text(encoding='utf-8-sig')
 except (OSError, UnicodeError):
@@ -44,9 +44,9 @@ def decode(ids):
     return ''.join(chars[i] for i in ids)
 
 
-data = torch.tensor(encode(text), dtype=torch.long)  # an array of shape (number of characters)
+data = torch.tensor(encode(text), dtype=torch.long)  # a tensor (array): (number of characters)
 n_train = len(data) * 9 // 10
-train_data, val_data = data[:n_train], data[n_train:]  # never trained on: the last tenth
+train_data, val_data = data[:n_train], data[n_train:]  # val, the last tenth: never trained on
 
 
 def get_batch(split, generator=None):
@@ -57,16 +57,16 @@ def get_batch(split, generator=None):
     """
     ids = train_data if split == 'train' else val_data
     start = torch.randint(len(ids) - block_size, (batch_size, 1), generator=generator)  # (B, 1)
-    positions = start + torch.arange(block_size)  # every sum: (B, 1) + (T) -> (B, T)
+    positions = start + torch.arange(block_size)  # broadcast: (B, 1) + (T) -> (B, T)
     x, y = ids[positions], ids[positions + 1]  # (B, T) each: y is x shifted by one
     return x.to(device), y.to(device)
 
 
-@torch.no_grad()  # no gradients: only training needs them
+@torch.no_grad()  # records nothing for backward(), which only training needs
 def estimate_loss():
     """The model's mean loss on each split, {'train': ..., 'val': ...}, in nats per character.
 
-    It averages eval_iters batches, the same ones every time, so that only the model changes it.
+    It averages eval_iters batches, always the same ones, so that estimates can be compared.
     If the train loss falls while the val loss rises, the model memorises: it is overfitting.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -87,7 +87,7 @@ class BigramLanguageModel(nn.Module):
 
     def __init__(self, vocab_size=vocab_size):
         super().__init__()
-        self.token_embedding_table = nn.Embedding(vocab_size, vocab_size)  # rows, by id: logits
+        self.token_embedding_table = nn.Embedding(vocab_size, vocab_size)  # row i: its logits
         nn.init.zeros_(self.token_embedding_table.weight)  # equal logits: equal probabilities
 
     def forward(self, idx, targets=None):
@@ -165,7 +165,7 @@ check(type(learning_rate) in (int, float) and 1e-9 <= learning_rate <= 1000,
 try:
     torch.zeros(1, device=torch.device(device)).item()
 except Exception:  # torch raises errors of many types here
-    check(False, f"device = {device!r}: torch cannot use that here, use 'cpu'")
+    check(False, f"device = {device!r}: torch cannot use that here; use 'cpu'")
 if __name__ == '__main__':
     if not sys.flags.interactive:  # after `python -i`, Ctrl-C must not end the session
         sys.excepthook = excepthook

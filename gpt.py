@@ -3,8 +3,8 @@
     python gpt.py                      train, save the model in gpt.pt, generate 500 characters
     python gpt.py --prompt "FLINT:"    continue this text with the saved model
 
-Read bigram.py first. A transformer reads all of its context, not only the last character.
-Training takes six to nine minutes on two CPU cores, to a val loss near 1.3.
+Read bigram.py first. A transformer reads its whole context, not only the last character.
+Training takes six to nine minutes on two CPU cores and reaches a val loss near 1.3.
 """
 import argparse
 import math
@@ -20,14 +20,14 @@ import torch.nn.functional as F
 
 # --- Hyperparameters: change them, run again, and compare.
 device = 'cuda' if torch.cuda.is_available() else 'cpu'  # where the model runs
-gpu = str(device).startswith('cuda')  # a CPU gets a smaller model, to end in minutes
+gpu = str(device).startswith('cuda')  # on a CPU: a smaller model, which trains in minutes
 batch_size = 64 if gpu else 8  # sequences per training step
 block_size = 256 if gpu else 128  # context length: characters per sequence
 max_iters = 5000 if gpu else 10_000  # training steps
-eval_interval = 500  # steps from one loss estimate to the next
-eval_iters = 50 if gpu else 30  # batches that one estimate averages, for each split
+eval_interval = 500  # steps between loss estimates
+eval_iters = 50 if gpu else 30  # batches averaged in each loss estimate, for each split
 learning_rate = 1e-3 if gpu else 1.5e-3  # peak learning rate: how far a step moves a weight
-warmup_iters = 100  # steps in which the learning rate rises; from there it decays to 0
+warmup_iters = 100  # warm-up: steps in which the learning rate rises; then it decays to 0
 weight_decay = 0.1 if gpu else 0.3  # how strongly each step pulls weight matrices towards 0
 n_embd = 384 if gpu else 128  # embedding dimension: how many numbers represent one position
 n_head = 6 if gpu else 4  # attention heads per block, each of size n_embd / n_head
@@ -37,10 +37,10 @@ fused_attention = True  # torch's fast attention; False: the spelled-out one, wh
 bfloat16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)  # 16 bits: faster
 temperature = 0.8  # in generation: below 1 for more predictable text, above 1 for more varied
 top_k = None  # in generation: only the k most probable characters may follow; None: all
-seed = 1337  # random seed: it repeats a run, on the same machine with the same torch
+seed = 1337  # random seed: the same run again, on the same machine with the same torch
 
 # --- Text and tokenizer: a token is one character, and its id is its place in the vocabulary.
-folder = Path(globals().get('__file__', '')).parent  # the script's; in a notebook, the current
+folder = Path(globals().get('__file__', '')).parent  # the script's folder, or the notebook's
 try:
     text = (folder / 'input.txt').read_text(encoding='utf-8-sig')
 except (OSError, UnicodeError):
@@ -60,9 +60,9 @@ def decode(ids):
     return ''.join(chars[i] for i in ids)
 
 
-data = torch.tensor(encode(text), dtype=torch.long)  # an array of shape (number of characters)
+data = torch.tensor(encode(text), dtype=torch.long)  # a tensor (array): (number of characters)
 n_train = len(data) * 9 // 10
-train_data, val_data = data[:n_train], data[n_train:]  # never trained on: the last tenth
+train_data, val_data = data[:n_train], data[n_train:]  # val, the last tenth: never trained on
 
 
 def get_batch(split, generator=None):
@@ -73,16 +73,16 @@ def get_batch(split, generator=None):
     """
     ids = train_data if split == 'train' else val_data
     start = torch.randint(len(ids) - block_size, (batch_size, 1), generator=generator)  # (B, 1)
-    positions = start + torch.arange(block_size)  # every sum: (B, 1) + (T) -> (B, T)
+    positions = start + torch.arange(block_size)  # broadcast: (B, 1) + (T) -> (B, T)
     x, y = ids[positions], ids[positions + 1]  # (B, T) each: y is x shifted by one
     return x.to(device), y.to(device)
 
 
-@torch.no_grad()  # no gradients: only training needs them
+@torch.no_grad()  # records nothing for backward(), which only training needs
 def estimate_loss():
     """The model's mean loss on each split, {'train': ..., 'val': ...}, in nats per character.
 
-    It averages eval_iters batches, the same ones every time, so that only the model changes it.
+    It averages eval_iters batches, always the same ones, so that estimates can be compared.
     If the train loss falls while the val loss rises, the model memorises: it is overfitting.
     """
     model.eval()  # to evaluation mode: dropout off
@@ -101,8 +101,8 @@ class MultiHeadAttention(nn.Module):
     """Causal self-attention: each position reads itself and the past. (B, T, C) -> (B, T, C)
 
     Each position makes a query (what it looks for), a key (what it offers) and a value (what it
-    passes on). The better a query matches a key, the more of that value is read. Each head does
-    so with queries, keys and values of its own. (Vaswani et al. 2017)
+    passes on). The better a query matches a key, the more it reads of the value at that key's
+    position. Each head has its own queries, keys and values. (Vaswani et al. 2017)
     """
 
     def __init__(self, n_head, head_size):
@@ -128,8 +128,8 @@ class MultiHeadAttention(nn.Module):
         else:  # to edit these lines, set fused_attention = False: otherwise they do not run
             # scores[b, h, i, j]: how well the query at i matches the key at j, a dot product.
             # The size of a sum of hs random products is about sqrt(hs): divide by that. With
-            # large scores, softmax would give nearly 1 to one position and 0 to the rest, where
-            # its gradient is close to 0: queries and keys would hardly learn.
+            # large scores, softmax gives nearly 1 to one position and 0 to the rest; its gradient
+            # is then close to 0, and queries and keys hardly learn.
             scores = q @ k.transpose(-2, -1) / math.sqrt(hs)  # (B, nh, T, T)
             # The causal mask is True above the diagonal, where j > i: without it, position i
             # could read the answer. A score of -inf becomes a weight of exp(-inf) = 0.
@@ -177,10 +177,10 @@ class Block(nn.Module):
 
 
 class GPTLanguageModel(nn.Module):
-    """Predicts the next character from the last block_size characters, or from fewer.
+    """Predicts the next character from at most the last block_size characters.
 
     The layout is GPT-2's (Radford et al. 2019), but with ReLU, no biases in q, k and v, no
-    dropout on embeddings, other initial weights, and an output layer of its own with a bias.
+    dropout on embeddings, other initial weights, and an untied output layer with a bias.
     """
 
     def __init__(self, vocab_size=vocab_size):
@@ -188,7 +188,7 @@ class GPTLanguageModel(nn.Module):
         self.token_embedding_table = nn.Embedding(vocab_size, n_embd)  # a vector per character
         self.position_embedding_table = nn.Embedding(block_size, n_embd)  # and one per position
         self.blocks = nn.Sequential(*[Block(n_embd, n_head) for _ in range(n_layer)])
-        self.ln_f = nn.LayerNorm(n_embd)  # x is a sum: normalise it a last time
+        self.ln_f = nn.LayerNorm(n_embd)  # last layer norm: x has grown in the blocks
         self.lm_head = nn.Linear(n_embd, vocab_size)  # output layer: from C numbers to logits
         # With torch's standard deviation of 1, what the blocks add would hardly count at first.
         nn.init.normal_(self.token_embedding_table.weight, std=0.1)
@@ -220,7 +220,7 @@ class GPTLanguageModel(nn.Module):
         for _ in range(max_new_tokens):
             context = idx[:, -block_size:]  # there is no position beyond block_size
             logits, _ = self(context)  # (B, T, vocab_size), T at most block_size
-            logits = logits[:, -1] / temperature  # (B, vocab_size): what may follow the last
+            logits = logits[:, -1] / temperature  # (B, vocab_size): for the next token
             if top_k is not None:
                 kth_largest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
                 logits = logits.masked_fill(logits < kth_largest, -math.inf)  # ties stay
@@ -231,7 +231,7 @@ class GPTLanguageModel(nn.Module):
 
 
 # --- Training
-best_val_loss = math.inf  # of the weights that this run has saved
+best_val_loss = math.inf  # of the weights that this run has saved; inf: none yet
 
 
 def train():
@@ -258,11 +258,11 @@ def train():
             check(sum(losses.values()) < float('inf'),
                   'the loss is not finite: lower learning_rate')
             context = torch.zeros((1, 1), dtype=torch.long, device=device)
-            with torch.random.fork_rng([device] if gpu else []):  # a sample changes no batch
+            with torch.random.fork_rng([device] if gpu else []):  # restores the random state
                 sample = decode(model.generate(context, max_new_tokens=80)[0].tolist())
             print('    ' + sample.strip().replace('\n', ' / '))
-            if step > 0 and losses['val'] < best_val_loss:  # step 0 is chance
-                save()  # before the next line: save asks whether it is the first one
+            if step > 0 and losses['val'] < best_val_loss:  # step 0: still untrained
+                save()  # first: save() needs the old best_val_loss
                 best_val_loss = losses['val']
         if step == max_iters:
             break
@@ -313,7 +313,7 @@ check(n_embd % n_head == 0, f'n_embd = {n_embd}: use a multiple of n_head = {n_h
 try:
     torch.zeros(1, device=torch.device(device)).item()
 except Exception:  # torch raises errors of many types here
-    check(False, f"device = {device!r}: torch cannot use that here, use 'cpu'")
+    check(False, f"device = {device!r}: torch cannot use that here; use 'cpu'")
 if __name__ == '__main__':
     if not sys.flags.interactive:  # after `python -i`, Ctrl-C must not end the session
         sys.excepthook = excepthook
@@ -337,11 +337,11 @@ def save():
             print(f'The model of an earlier run is now in {kept_path.name}')
         new_path.replace(checkpoint_path)
     except (OSError, RuntimeError) as error:
-        check(False, f'cannot save {checkpoint_path} ({error!r:.200}): make room for it')
+        check(False, f'cannot save {checkpoint_path} ({error!r:.200}): is the disk full?')
 
 
 def load(path):
-    """Replaces the model, its sizes and its vocabulary by a checkpoint's; exits if it fails."""
+    """Loads the model, the sizes and the vocabulary of a checkpoint; exits if it cannot."""
     global model, m, chars, stoi, block_size, n_embd, n_head, n_layer
     check(path.exists(), f'there is no {path}: train a model first, with python gpt.py')
     try:
@@ -380,7 +380,7 @@ if __name__ == '__main__':
     if arguments.prompt is not None:
         unknown = sorted(set(arguments.prompt) - set(chars))
         check(arguments.prompt, '--prompt is empty: give it at least one character')
-        check(not unknown, f'--prompt: the model does not know {unknown}, leave them out')
+        check(not unknown, f'--prompt: the model does not know {unknown}; leave them out')
         context = torch.tensor([encode(arguments.prompt)], device=device)  # (1, T)
     else:  # start from token 0: in our input.txt, that is the newline
         context = torch.zeros((1, 1), dtype=torch.long, device=device)

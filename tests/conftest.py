@@ -5,6 +5,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -47,21 +48,27 @@ def import_script(folder, script, text=TEXT, *edits, **hyperparameters):
 
 @pytest.fixture
 def start():
-    """Starts a script as a process, in another folder than its own; it ends with the test."""
-    processes = []
+    """Starts a script as a process, in another folder than its own; it ends with the test, or
+    after two minutes.
+    """
+    processes, timers = [], []
 
     def start(script, *arguments, **options):
+        env = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}
         usual = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
-                     cwd=os.path.expanduser('~'), env={**os.environ, 'PYTHONIOENCODING': 'utf-8'})
+                     cwd=os.path.expanduser('~'), env={**env, 'PYTHONIOENCODING': 'utf-8'})
         if POSIX:
             # A test run in the background ignores Ctrl-C, and its children would inherit that.
             usual['preexec_fn'] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
         processes.append(subprocess.Popen([sys.executable, str(script), *arguments],
                                           **{**usual, **options}))
+        timers.append(threading.Timer(120, processes[-1].kill))
+        timers[-1].start()
         return processes[-1]
 
     yield start
-    for process in processes:
+    for process, timer in zip(processes, timers):
+        timer.cancel()
         process.kill()
         process.wait(timeout=60)
         for stream in (process.stdout, process.stderr):

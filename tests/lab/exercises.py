@@ -3,7 +3,8 @@
     python tests/lab/exercises.py             lists them
     python tests/lab/exercises.py 3           trains a copy of gpt.py for each change of exercise 3
     python tests/lab/exercises.py 3 --show    prints the changes instead, as diffs
-    python tests/lab/exercises.py --all       measures all (about half an hour): a line for each
+    python tests/lab/exercises.py --all       measures all (more than an hour): a line for each
+    python tests/lab/exercises.py --parts     measures what each part of gpt.py is worth: a table
 
 Everything runs on the CPU and in temporary folders: your gpt.py and gpt.pt are never touched. It
 starts from the gpt.py here, which must be unedited. --steps 100 trains for 100 steps only.
@@ -14,6 +15,7 @@ import math
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from scripts import PROJECT, edited, load
-from solutions import EXERCISES, beginning, change
+from exact_loss import exact_loss
+from solutions import EXERCISES, PARTS, beginning, change
 
 # The hyperparameters on a CPU, with which the figures in tests/lab/README.md were measured.
 DEFAULTS = dict(batch_size=8, block_size=128, max_iters=10_000, eval_interval=500, eval_iters=30,
@@ -49,8 +52,8 @@ def refuse_edits(source):
         if getattr(gpt, name) != value:
             raise ValueError(f'gpt.py must be unedited: undo your edits (the figures are for '
                              f'{name} = {value}, not {getattr(gpt, name)})')
-    for exercise in EXERCISES.values():
-        for variant in exercise.variants.values():
+    for variants in [PARTS, *(exercise.variants for exercise in EXERCISES.values())]:
+        for variant in variants.values():
             solution(variant, source)
 
 
@@ -89,9 +92,10 @@ def measure(variant, source, steps=None, echo=False, **settings):
                 out += line
                 if echo:
                     print('   ', line, end='', flush=True)
-    if process.returncode and 'the loss is not finite' not in out:
-        raise ValueError(f'the copy of gpt.py failed: {out.strip()[-1000:]}')
-    return read_results(out, text)
+        if process.returncode and 'the loss is not finite' not in out:
+            raise ValueError(f'the copy of gpt.py failed: {out.strip()[-1000:]}')
+        longer = longer_contexts(folder) if variant.run == 'longer' else None
+    return {**read_results(out, text), 'longer': longer}
 
 
 def read_results(out, text):
@@ -112,6 +116,14 @@ def read_results(out, text):
         result.update(train=float(steps[-1][1]), val=float(steps[-1][2]))
         result['best'], result['best_step'] = min((float(val), int(step)) for step, _, val in steps)
     return result
+
+
+def longer_contexts(folder):
+    """The exact losses of a trained model that reads once, twice and four times block_size."""
+    gpt = load(folder / 'gpt.py')
+    gpt.load(gpt.checkpoint_path)
+    return ', '.join(f'{exact_loss(gpt.model, gpt.val_data, n * gpt.block_size, "cpu"):.2f}'
+                     for n in (1, 2, 4))
 
 
 def compare_caches(folder):
@@ -186,19 +198,41 @@ def work_all(source, steps=None):
     print(f'measured in {(time.time() - started) / 60:.0f} minutes')
 
 
+def work_parts(source, steps=None, seeds=3):
+    """Measures gpt.py without each of its parts, two at a time; prints a table in Markdown."""
+    os.environ['OMP_NUM_THREADS'] = '1'
+    started = time.time()
+    jobs = [(part, seed) for part in PARTS for seed in [1337, *range(1, seeds)]]
+
+    def loss(job):
+        part, seed = job
+        return measure(PARTS[part], source, steps, seed=seed)['val']
+
+    print('| without | loss, mean | lowest to highest |\n|---|---|---|')
+    with ThreadPoolExecutor(2) as pool:
+        losses = pool.map(loss, jobs)
+        for part in PARTS:
+            these = [next(losses) for _ in range(seeds)]
+            print(f'| {part} | {statistics.mean(these):.3f} | '
+                  f'{min(these):.3f} to {max(these):.3f} |', flush=True)
+    print(f'\nmeasured in {(time.time() - started) / 60:.0f} minutes')
+
+
 def main():
     parser = argparse.ArgumentParser(
         description='The exercises in tests/lab/README.md, worked. Without a number: lists them.')
     parser.add_argument('number', nargs='?', type=int, help='the exercise')
     parser.add_argument('--show', action='store_true', help='print its solution as a diff')
-    parser.add_argument('--all', action='store_true', help='measure all (about half an hour)')
+    parser.add_argument('--all', action='store_true', help='measure all (more than an hour)')
+    parser.add_argument('--parts', action='store_true', help='measure gpt.py without each part')
+    parser.add_argument('--seeds', type=int, default=3, help='runs of each row of --parts')
     parser.add_argument('--steps', type=int, help='train for this many steps')
     arguments = parser.parse_args()
     number, steps = arguments.number, arguments.steps
     if number is not None and number not in EXERCISES:
         parser.error(f'the exercises have the numbers 1 to {len(EXERCISES)}')
-    if steps is not None and steps < 1:
-        parser.error('--steps: use a whole number above 0')
+    if (steps is not None and steps < 1) or arguments.seeds < 1:
+        parser.error('--steps and --seeds: use a whole number above 0')
     if arguments.show and number is None:
         parser.error('--show needs the number of an exercise')
     source = (PROJECT / 'gpt.py').read_text(encoding='utf-8')
@@ -207,6 +241,9 @@ def main():
     elif arguments.all:
         refuse_edits(source)
         work_all(source, steps)
+    elif arguments.parts:
+        refuse_edits(source)
+        work_parts(source, steps, arguments.seeds)
     elif number is None:
         print(*(f'{i:2}. {exercise.title}' for i, exercise in EXERCISES.items()), sep='\n')
     else:

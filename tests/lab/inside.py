@@ -191,7 +191,7 @@ def page_data(gpt, text, layer, head):
         'chosen': heads.index((layer, head)),
         'steps': steps,
         'guesses': [guesses(logits, names) for logits in inside.lens[steps]],
-        'losses': [round(loss, 3) for loss in inside.losses.tolist()],
+        'losses': [round(loss, 4) for loss in inside.losses.tolist()],
         'mean_loss': round(inside.losses.mean().item(), 4) if len(text) > 1 else None,
         'logits': [[logit, 1] for logit in logits[:LOGITS].tolist()] + [*map(list, tail.items())],
         'names': [names[i] for i in ids[:LOGITS].tolist()],
@@ -210,8 +210,8 @@ def main():
     parser = argparse.ArgumentParser(description='Looks inside the model in gpt.pt.')
     parser.add_argument('text', nargs='?', help='the text to show (default: some of input.txt)')
     parser.add_argument('--page', action='store_true', help='write gpt.html, for the browser')
-    parser.add_argument('--layer', type=int, default=1, help='choose this layer (default: 1)')
-    parser.add_argument('--head', type=int, default=1, help='choose this head (default: 1)')
+    parser.add_argument('--layer', type=int, help='choose this layer (default: 1; on the page 2)')
+    parser.add_argument('--head', type=int, help='choose this head (default: 1; on the page 2)')
     parser.add_argument('--nearest', metavar='CHARACTER',
                         help='print the characters with the most similar token embeddings instead')
     parser.add_argument('--checkpoint', type=Path, help='use this file instead of gpt.pt')
@@ -251,6 +251,8 @@ def main():
     check(not unknown, f'the model does not know {unknown}: leave them out')
     check(len(text) <= most, f'the text has {len(text)} characters: use at most {most}')
     for name, number in (('layer', gpt.n_layer), ('head', gpt.n_head)):
+        if getattr(arguments, name) is None:  # the page begins where there is more to see
+            setattr(arguments, name, min(2, number) if arguments.page else 1)
         check(1 <= getattr(arguments, name) <= number, f'--{name} is a number from 1 to {number}')
 
     if arguments.page:

@@ -9,7 +9,7 @@ class Variant:
     """One change of gpt.py, and how it is run."""
     edits: tuple  # (old text, new text): each old text occurs once, and is code without comment
     steps: int = 1000  # training steps; None: nothing is trained
-    run: str = 'train'  # or 'torchrun'; or 'prompt' or 'cache', which use the saved gpt.pt
+    run: str = 'train'  # or 'torchrun', 'longer'; or 'prompt', 'cache': with the saved gpt.pt
     text: object = None  # a function that makes another input.txt from ours
     settings: dict = None  # hyperparameters, by name
 
@@ -134,6 +134,73 @@ torch.manual_seed(seed)"""),
             if rank > 0:
                 os._exit(0)  # at once: sys.exit could fail while the threads of gloo end"""),
 ]
+NO_BIASES = [(line, line[:-1] + ', bias=False)') for line in (
+    'nn.Linear(n_head * head_size, n_embd)', 'nn.Linear(n_embd, 4 * n_embd)',
+    'nn.Linear(4 * n_embd, n_embd)', 'nn.Linear(n_embd, vocab_size)')]
+
+
+def norms(replacement, names=('ln1', 'ln2', 'ln_f')):
+    """Edits that put another module in the place of layer norms."""
+    return [(f'self.{name} = nn.LayerNorm(n_embd)', f'self.{name} = {replacement}')
+            for name in names]
+
+
+ROTARY = [
+    ('class MultiHeadAttention(nn.Module):', '''\
+def rotate(z):
+    """Turns pairs of channels by angles that grow with the position. (B, nh, T, hs), the same"""
+    T, hs = z.shape[-2:]
+    speeds = 10_000 ** (-torch.arange(0, hs, 2, device=z.device) / hs)  # (hs / 2)
+    angles = torch.arange(T, device=z.device)[:, None] * speeds  # (T, hs / 2)
+    a, b = z.chunk(2, dim=-1)  # (B, nh, T, hs / 2) each: channel i makes a pair with i + hs / 2
+    return torch.cat((a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()),
+                     dim=-1)
+
+
+class MultiHeadAttention(nn.Module):'''),
+    (AFTER_HEADS, '        q, k = rotate(q), rotate(k)\n' + AFTER_HEADS),
+    (POSITIONS, f'# {POSITIONS}'),
+]
+SWIGLU = [  # three matrices of C * 8/3 C have as many weights as two of C * 4 C
+    ('nn.Linear(n_embd, 4 * n_embd)', 'nn.Linear(n_embd, 2 * (8 * n_embd // 3))'),
+    ('nn.Linear(4 * n_embd, n_embd)', 'nn.Linear(8 * n_embd // 3, n_embd)'),
+    ('        out = F.relu(self.fc(x))', """\
+        gate, out = self.fc(x).chunk(2, dim=-1)  # (B, T, 8/3 C) each
+        out = F.silu(gate) * out"""),
+]
+QK_NORM = (AFTER_HEADS,
+           '        q, k = F.rms_norm(q, (hs,)), F.rms_norm(k, (hs,))\n' + AFTER_HEADS)
+CLIPPING = ('        optimizer.step()',
+            '        nn.utils.clip_grad_norm_(model.parameters(), 1.0)\n        optimizer.step()')
+
+# What each part is worth: gpt.py without it. What one learns from each row is in README.md.
+PARTS = {
+    'nothing': change(steps=3000),
+    'positions': change((POSITIONS, f'# {POSITIONS}'), steps=3000),
+    'the causal mask': change((FUSED, 'dropout_p=dropout_p, is_causal=False)'), steps=3000),
+    'attention weights (the plain mean of the past instead)':
+        change((AFTER_HEADS, '        q = torch.zeros_like(q)\n' + AFTER_HEADS), steps=3000),
+    'attention': change(('x = x + self.sa(self.ln1(x))', 'pass'), steps=3000),
+    'feed-forward': change(('x + self.ffwd(self.ln2(x))', 'x'), steps=3000),
+    'residual connections': change(('x = x + self.sa(self.ln1(x))', 'x = self.sa(self.ln1(x))'),
+                             ('x + self.ffwd(self.ln2(x))', 'self.ffwd(self.ln2(x))'), steps=3000),
+    'layer norms': change(*norms('nn.Identity()'), steps=3000),
+    'the last layer norm': change(*norms('nn.Identity()', ['ln_f']), steps=3000),
+    'the scale': change(WITHOUT_SCALE, steps=3000),
+    'several heads (one wide head instead)': change(n_head=1, steps=3000),
+    'the scale, with one wide head': change(WITHOUT_SCALE, n_head=1, steps=3000),
+    'warm-up': change(warmup_iters=1, steps=3000),
+    'decay of the learning rate': change(('1 - step / max_iters))', '1))'), steps=3000),
+    'weight decay': change(weight_decay=0.0, steps=3000),
+    "our initial weights (torch's instead)": change(
+        ('nn.init.normal_(self.token_embedding_table.weight, std=0.1)', 'pass'),
+        ('nn.init.normal_(self.position_embedding_table.weight, std=0.1)', 'pass'),
+        ('self.proj.weight.data /= math.sqrt(2 * n_layer)\n\n    def forward(self, x):\n        B,',
+         'pass\n\n    def forward(self, x):\n        B,'),
+        ('self.proj = nn.Linear(4 * n_embd, n_embd)\n'
+         '        self.proj.weight.data /= math.sqrt(2 * n_layer)',
+         'self.proj = nn.Linear(4 * n_embd, n_embd)'), steps=3000),
+}
 
 EXERCISES = dict(enumerate([
     Exercise('Temperature and top-k', {
@@ -155,8 +222,8 @@ EXERCISES = dict(enumerate([
     Exercise('Let it see the future', {
         'is_causal=False': change((FUSED, 'dropout_p=dropout_p, is_causal=False)')),
     }, '{val:.2f}; it generates: `{sample}`'),
-    Exercise('Remove the residual paths', {
-        'no residual paths': change(('x = x + self.sa(self.ln1(x))', 'x = self.sa(self.ln1(x))'),
+    Exercise('Remove the residual connections', {
+        'no residual connections': change(('x = x + self.sa(self.ln1(x))', 'x = self.sa(self.ln1(x))'),
                                     ('x + self.ffwd(self.ln2(x))', 'self.ffwd(self.ln2(x))')),
     }, '{val:.2f} (letter frequencies alone: {letters:.2f})'),
     Exercise('Leave out the scale', {
@@ -184,4 +251,20 @@ EXERCISES = dict(enumerate([
              'the first {same} of {total} characters are the same as without the cache (at least '
              'block_size should be); generating takes {ratio:.2f} times as long'),
     Exercise('More than one machine', {'two processes': change(*PARALLEL, run='torchrun')}),
+    Exercise('RMSNorm and no biases', {
+        'RMSNorm, no biases': change(*norms('nn.RMSNorm(n_embd)'), *NO_BIASES, steps=3000)}),
+    Exercise('Rotary position embeddings', {
+        'rotary': change(*ROTARY, steps=3000, run='longer')},
+        '{val:.2f}; with windows of one, two and four times block_size: {longer}'),
+    Exercise('SwiGLU', {'SwiGLU': change(*SWIGLU, steps=3000)}),
+    Exercise('Query-key norm', {
+        f'{name}, learning_rate = {rate}': change(*edits, steps=3000, learning_rate=float(rate))
+        for rate in ('1.5e-3', '1e-2', '3e-2')
+        for name, edits in (('plain', []), ('query-key norm', [QK_NORM]))
+        if (name, rate) != ('plain', '1.5e-3')}),
+    Exercise('Gradient clipping', {
+        f'{name}, learning_rate = {rate}': change(*edits, steps=3000, learning_rate=float(rate))
+        for rate in ('1.5e-3', '1e-2', '3e-2', '1e-1')
+        for name, edits in (('plain', []), ('clipped', [CLIPPING]))
+        if (name, rate) != ('plain', '1.5e-3')}),
 ], start=1))

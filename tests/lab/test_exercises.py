@@ -1,6 +1,6 @@
 """exercises.py: each solution fits gpt.py, trains, and does what its exercise says."""
 import math
-import re
+import os
 import subprocess
 import sys
 
@@ -11,19 +11,21 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import exercises
 import scripts
 from conftest import PROJECT, SMALL, TEXT, copy_script, edited, load, run_here, tokens
-from exercises import EXERCISES, change, measure, prepare, read_results
+from exercises import EXERCISES, PARTS, change, measure, prepare, read_results
 
 PROGRAM = PROJECT / 'tests' / 'lab' / 'exercises.py'
 SOURCE = (PROJECT / 'gpt.py').read_text(encoding='utf-8')
 VARIANTS = {f'{number}: {name}': variant for number, exercise in EXERCISES.items()
             for name, variant in exercise.variants.items()}
+VARIANTS.update({f'without {name}': variant for name, variant in PARTS.items()
+                 if name != 'nothing'})
 TRAINED, SAMPLED = ([name for name, variant in VARIANTS.items() if variant.run == run]
                     for run in ('train', 'prompt'))
 PAIRS, MUON, CACHE, PARALLEL = (VARIANTS[name] for name in (
     '11: 300 pairs', '15: Muon', '16: cache', '17: two processes'))
 
 
-def solved(folder, variant, steps=2):
+def solved(folder, variant, steps=4):
     """A variant's gpt.py, small, with a text of 24,000 characters, as a module."""
     small = {name: value for name, value in SMALL.items()
              if name not in ('max_iters', 'device', *variant.settings)}
@@ -68,7 +70,7 @@ def test_pairs_lose_no_character_and_their_loss_is_per_character(tmp_path):
 
 
 def test_muon_and_adamw_divide_the_weights_and_share_the_schedule(tmp_path):
-    gpt, owned, rates = solved(tmp_path, MUON, steps=4), set(), []
+    gpt, owned, rates = solved(tmp_path, MUON), set(), []
 
     def note(optimizer, *_):
         owned.update((type(optimizer).__name__, parameter)
@@ -126,8 +128,8 @@ def test_it_prints_title_result_and_where_to_read_on(tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys, 'argv', ['exercises.py', '6'])
     exercises.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == '6. Remove the residual paths'
-    assert 'no residual paths: 1.50 (letter frequencies alone: 3.25)' in lines
+    assert lines[0] == '6. Remove the residual connections'
+    assert 'no residual connections: 1.50 (letter frequencies alone: 3.25)' in lines
     assert lines[-1] == 'What to expect, and why: exercise 6 in tests/lab/README.md'
 
 
@@ -145,6 +147,22 @@ def test_an_edited_gpt_py_is_refused_before_anything_is_trained(
     assert err.startswith('Error: gpt.py must be unedited: undo your edits')
 
 
+def test_the_parts_are_measured_with_several_seeds_in_a_table(tmp_path, monkeypatch, capsys):
+    losses = {1337: 1.5, 1: 1.25, 2: 1.75}
+    monkeypatch.setattr(exercises, 'measure', lambda *_, seed: {'val': losses[seed]})
+    monkeypatch.setattr(os, 'environ', {})
+    exercises.work_parts(SOURCE)
+    rows = capsys.readouterr().out.splitlines()[2:-2]
+    assert rows == [f'| {part} | 1.500 | 1.250 to 1.750 |' for part in PARTS]
+
+
+def test_a_longer_context_than_in_training_is_measured(tmp_path):
+    gpt = solved(tmp_path, VARIANTS['19: rotary'])
+    gpt.train()
+    losses = [float(loss) for loss in exercises.longer_contexts(tmp_path).split(', ')]
+    assert len(losses) == 3 and all(0 < loss < 5 for loss in losses)
+
+
 def test_a_text_in_which_all_characters_are_equally_frequent():
     assert read_results('', 'abcd' * 1000)['letters'] == pytest.approx(math.log(4))
 
@@ -159,9 +177,3 @@ def test_a_solution_is_shown_as_a_diff():
 def test_a_wrong_argument_is_refused(arguments):
     out, err, status = run_here(PROGRAM, *arguments)
     assert (out, status) == ('', 2) and 'exercises.py: error: ' in err
-
-
-def test_the_titles_are_those_of_the_readme():
-    readme = (PROJECT / 'tests' / 'lab' / 'README.md').read_text(encoding='utf-8')
-    titles = [f'**{number}. {exercise.title}.**' for number, exercise in EXERCISES.items()]
-    assert re.findall(r'(?m)^\*\*\d+\. .*?\.\*\*', readme) == titles
