@@ -2,7 +2,7 @@
 
 Run it with: python bigram.py
 Within seconds the loss, which says how wrong the predictions are, falls from 4.17 to about 2.4,
-and the text has plausible letter pairs. `diff bigram.py gpt.py` shows what a transformer adds.
+and the text has plausible letter pairs. gpt.py has the same sections, with a transformer.
 """
 import os
 import sys
@@ -145,11 +145,11 @@ def check(condition, message):
 
 
 def excepthook(kind, error, traceback):
-    """Ends the script, with a traceback only if the cause is an error in the code."""
+    """Ends the script: no traceback for Ctrl-C, a closed pipe or too little memory."""
     if kind is KeyboardInterrupt:
         print('Stopped by Ctrl-C.', file=sys.stderr)
     if kind in (KeyboardInterrupt, BrokenPipeError):  # a closed pipe, as in `... | head -1`
-        os._exit(130)  # sys.exit would write to the closed pipe again
+        os._exit(130)  # not sys.exit: it would flush stdout, into the closed pipe
     if kind in (MemoryError, torch.OutOfMemoryError) or 'DefaultCPUAllocator' in str(error):
         check(False, 'out of memory: lower batch_size or block_size')
     sys.__excepthook__(kind, error, traceback)

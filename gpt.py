@@ -1,10 +1,10 @@
 """A GPT: a transformer that learns to write from input.txt, one character at a time.
 
     python gpt.py                      train, save the model in gpt.pt, generate 500 characters
-    python gpt.py --prompt "FLINT:"    continue this text with the saved model
+    python gpt.py --prompt "FLINT:"    continue this text with gpt.pt, or with --checkpoint FILE
 
 Read bigram.py first. A transformer reads its whole context, not only the last character.
-Training takes six to nine minutes on two CPU cores and reaches a val loss near 1.3.
+On our input.txt, training takes six to nine minutes on two CPU cores: val loss near 1.3.
 """
 import argparse
 import math
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 # --- Hyperparameters: change them, run again, and compare.
 device = 'cuda' if torch.cuda.is_available() else 'cpu'  # where the model runs
-gpu = str(device).startswith('cuda')  # on a CPU: a smaller model, which trains in minutes
+gpu = str(device).startswith('cuda')  # without it: a smaller model, which trains in minutes
 batch_size = 64 if gpu else 8  # sequences per training step
 block_size = 256 if gpu else 128  # context length: characters per sequence
 max_iters = 5000 if gpu else 10_000  # training steps
@@ -116,9 +116,9 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape  # batch, time, channels
-        nh, hs = self.n_head, self.head_size  # number of heads, head size; nh * hs = C here
-        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, C) each
-        # Split C into heads, and put them before T: @ works on the last two axes, head by head.
+        nh, hs = self.n_head, self.head_size  # number of heads, head size: together C
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, nh * hs) each
+        # Split them into heads, put before T: @ works on the last two axes, head by head.
         q = q.view(B, T, nh, hs).transpose(1, 2)  # (B, T, nh, hs) -> (B, nh, T, hs)
         k = k.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
         v = v.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
@@ -127,9 +127,9 @@ class MultiHeadAttention(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
         else:  # to edit these lines, set fused_attention = False: otherwise they do not run
             # scores[b, h, i, j]: how well the query at i matches the key at j, a dot product.
-            # The size of a sum of hs random products is about sqrt(hs): divide by that. With
-            # large scores, softmax gives nearly 1 to one position and 0 to the rest; its gradient
-            # is then close to 0, and queries and keys hardly learn.
+            # A sum of hs random products of size 1 is about sqrt(hs) in size: divide by that.
+            # With large scores, softmax gives nearly 1 to one position and 0 to the rest: its
+            # gradient is then close to 0, and queries and keys hardly learn.
             scores = q @ k.transpose(-2, -1) / math.sqrt(hs)  # (B, nh, T, T)
             # The causal mask is True above the diagonal, where j > i: without it, position i
             # could read the answer. A score of -inf becomes a weight of exp(-inf) = 0.
@@ -138,7 +138,7 @@ class MultiHeadAttention(nn.Module):
             # values up to i; the scores turn that into a weighted mean.
             att = scores.masked_fill(causal_mask, -math.inf).softmax(dim=-1)  # (B, nh, T, T)
             out = F.dropout(att, dropout, self.training) @ v  # (B, nh, T, hs)
-        out = out.transpose(1, 2).flatten(2)  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
+        out = out.transpose(1, 2).flatten(2)  # (B, nh, T, hs) -> (B, T, nh * hs): heads joined
         return F.dropout(self.proj(out), dropout, self.training)  # (B, T, C)
 
 
@@ -219,7 +219,7 @@ class GPTLanguageModel(nn.Module):
         self.eval()  # dropout off
         for _ in range(max_new_tokens):
             context = idx[:, -block_size:]  # there is no position beyond block_size
-            logits, _ = self(context)  # (B, T, vocab_size), T at most block_size
+            logits, _ = self(context)  # (B, length of the context, vocab_size)
             logits = logits[:, -1] / temperature  # (B, vocab_size): for the next token
             if top_k is not None:
                 kth_largest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
@@ -231,12 +231,10 @@ class GPTLanguageModel(nn.Module):
 
 
 # --- Training
-best_val_loss = math.inf  # of the weights that this run has saved; inf: none yet
-
-
 def train():
     """Adjusts the weights, step by step, to make the actual next characters more probable."""
     global best_val_loss
+    best_val_loss = math.inf  # of the weights that this run has saved; inf: none yet
     # Weight decay is for matrices: the few vectors hardly overfit, and the scale of a layer
     # norm, pulled to 0, would switch its channel off.
     matrices = [p for p in model.parameters() if p.dim() >= 2]
@@ -262,7 +260,7 @@ def train():
                 sample = decode(model.generate(context, max_new_tokens=80)[0].tolist())
             print('    ' + sample.strip().replace('\n', ' / '))
             if step > 0 and losses['val'] < best_val_loss:  # step 0: still untrained
-                save()  # first: save() needs the old best_val_loss
+                save(first=best_val_loss == math.inf)  # the first keeps an older model
                 best_val_loss = losses['val']
         if step == max_iters:
             break
@@ -285,11 +283,11 @@ def check(condition, message):
 
 
 def excepthook(kind, error, traceback):
-    """Ends the script, with a traceback only if the cause is an error in the code."""
+    """Ends the script: no traceback for Ctrl-C, a closed pipe or too little memory."""
     if kind is KeyboardInterrupt:
         print('Stopped by Ctrl-C.', file=sys.stderr)
     if kind in (KeyboardInterrupt, BrokenPipeError):  # a closed pipe, as in `... | head -1`
-        os._exit(130)  # sys.exit would write to the closed pipe again
+        os._exit(130)  # not sys.exit: it would flush stdout, into the closed pipe
     if kind in (MemoryError, torch.OutOfMemoryError) or 'DefaultCPUAllocator' in str(error):
         check(False, 'out of memory: lower batch_size, block_size or n_embd')
     sys.__excepthook__(kind, error, traceback)
@@ -325,14 +323,14 @@ in_terminal = sys.stdout is sys.__stdout__ and sys.stdout.isatty()  # not in IDL
 checkpoint_path = folder / 'gpt.pt'
 
 
-def save():
-    """Saves the weights, and what load needs. A gpt.pt of an earlier run is kept as a copy."""
+def save(first=True):
+    """Saves the weights, and what load needs. The first save of a run keeps an older gpt.pt."""
     new_path = folder / 'gpt.pt.new'  # renamed when complete, so gpt.pt is never half a file
     kept_path = folder / f'gpt-{datetime.now():%Y-%m-%d-%H%M%S-%f}.pt'
     try:
         torch.save({'model': model.state_dict(), 'chars': chars,
                     'sizes': (block_size, n_embd, n_head, n_layer)}, new_path)
-        if best_val_loss == math.inf and checkpoint_path.exists():  # the first save of this run
+        if first and checkpoint_path.exists():
             kept_path.write_bytes(checkpoint_path.read_bytes())
             print(f'The model of an earlier run is now in {kept_path.name}')
         new_path.replace(checkpoint_path)
@@ -342,14 +340,14 @@ def save():
 
 def load(path):
     """Loads the model, the sizes and the vocabulary of a checkpoint; exits if it cannot."""
-    global model, m, chars, stoi, block_size, n_embd, n_head, n_layer
-    check(path.exists(), f'there is no {path}: train a model first, with python gpt.py')
+    global model, m, chars, vocab_size, stoi, block_size, n_embd, n_head, n_layer
+    check(path.exists(), f'there is no {path}: correct the name, or train with python gpt.py')
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
         block_size, n_embd, n_head, n_layer = checkpoint['sizes']
-        chars = checkpoint['chars']
+        chars, vocab_size = checkpoint['chars'], len(checkpoint['chars'])
         stoi = {character: i for i, character in enumerate(chars)}
-        model = m = GPTLanguageModel(len(chars)).to(device)
+        model = m = GPTLanguageModel(vocab_size).to(device)
         model.load_state_dict(checkpoint['model'])
     except Exception as error:  # a damaged file, or a model of another design
         check(False, f'cannot use {path} ({error!r:.200}): undo your edits, or train again')

@@ -112,6 +112,16 @@ def test_running_again_keeps_the_model_of_every_earlier_run(tmp_path):
         models.append((tmp_path / 'gpt.pt').read_bytes())
 
 
+def test_training_again_in_one_session_is_another_run(gpt, tmp_path):
+    """As in a notebook: the second run keeps the model of the first, and saves its own."""
+    gpt.train()
+    first = (tmp_path / 'gpt.pt').read_bytes()
+    gpt.load(tmp_path / 'gpt.pt')
+    gpt.train()
+    assert [path.read_bytes() for path in kept(tmp_path)] == [first]
+    assert (tmp_path / 'gpt.pt').read_bytes() != first
+
+
 def test_a_run_keeps_nothing_of_its_own_when_it_saves_again(tmp_path):
     out, _, _ = run_here(copy_script(tmp_path, 'gpt.py', **{**SMALL, 'eval_interval': 2}))
     losses = [float(loss) for loss in re.findall(r'val loss (\d\.\d+), \d', out)]
@@ -202,7 +212,7 @@ def test_the_checkpoint_decides_the_sizes(tmp_path):
     other = import_script(tmp_path, 'gpt.py', 'abc', **{
         **SMALL, 'block_size': 8, 'n_embd': 24, 'n_head': 3, 'n_layer': 1})
     other.load(tmp_path / 'gpt.pt')
-    assert other.model is other.m
+    assert other.model is other.m and other.vocab_size == gpt.vocab_size
     context = torch.tensor([gpt.encode('The king and the')])
     assert torch.equal(context, torch.tensor([other.encode('The king and the')]))
     texts = [module.decode(module.model.generate(context, 40, top_k=1)[0].tolist())

@@ -215,7 +215,7 @@ def test_a_browser_draws_every_picture_and_the_probabilities_that_generate_draws
     (['a' * 11], 'a terminal 13 columns wide: this one has 12'),
     (['--layer', '3'], '--layer is a number from 1 to 2'),
     (['--nearest', 'ab'], "'ab' is not one of the characters"),
-    (['--checkpoint', 'none.pt'], 'there is no none.pt: train a model first'),
+    (['--checkpoint', 'none.pt'], 'there is no none.pt: correct the name'),
     (['--page'], 'cannot write'),
 ])
 def test_a_mistake_gets_one_line(trained, tmp_path, monkeypatch, arguments, message):
