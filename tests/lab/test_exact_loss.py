@@ -75,7 +75,7 @@ def test_another_checkpoint_is_measured_with_its_own_sizes(here):
 
 
 @pytest.mark.parametrize('text, arguments, message', [
-    (TEXT, [], 'train a model first'),
+    (TEXT, [], 'correct the name'),
     (TEXT.replace('e', 'é'), ['--checkpoint', 'gpt.pt'], 'of the model and of input.txt differ'),
     (TEXT[:160], [], 'a UTF-8 text of more than 160 characters'),
     (TEXT[:160], ['bigram'], 'a UTF-8 text of more than 160 characters'),
