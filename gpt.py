@@ -32,7 +32,7 @@ weight_decay = 0.1 if gpu else 0.3  # how strongly each step pulls weight matric
 n_embd = 384 if gpu else 128  # embedding dimension: how many numbers represent one position
 n_head = 6 if gpu else 4  # attention heads per block, each of size n_embd / n_head
 n_layer = 6 if gpu else 3  # blocks, one after another
-dropout = 0.2 if gpu else 0.0  # dropout probability: share of numbers set to 0 in training
+dropout = 0.2 if gpu else 0.0  # dropout probability: fraction of numbers set to 0 in training
 fused_attention = True  # torch's fast attention; False: the spelled-out one, which you can edit
 bfloat16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)  # 16 bits: faster
 temperature = 0.8  # in generation: below 1 for more predictable text, above 1 for more varied
@@ -158,7 +158,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention gathers information, then feed-forward processes it. (B, T, C) -> (B, T, C)
+    """Attention reads other positions, then feed-forward processes each. (B, T, C) -> (B, T, C)
 
     Both add to x (residual connections, He et al. 2015): a sum passes gradients on unchanged,
     so that the first layers learn, too. Both read a normalised copy of x (Xiong et al. 2020).
