@@ -107,7 +107,7 @@ class BigramLanguageModel(nn.Module):
         """Appends sampled tokens to each row of idx: (B, T) -> (B, T + max_new_tokens)."""
         for _ in range(max_new_tokens):
             logits, _ = self(idx[:, -1:])  # (B, 1, vocab_size): only the last character matters
-            logits = logits[:, -1]  # (B, vocab_size): what may follow the last token
+            logits = logits[:, -1]  # (B, vocab_size): for the next token
             idx_next = torch.multinomial(logits.softmax(dim=-1), num_samples=1)  # (B, 1), drawn
             idx = torch.cat((idx, idx_next), dim=1)  # (B, T + 1)
         return idx

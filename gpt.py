@@ -4,7 +4,7 @@
     python gpt.py --prompt "FLINT:"    continue this text with gpt.pt, or with --checkpoint FILE
 
 Read bigram.py first. A transformer reads its whole context, not only the last character.
-On our input.txt, training takes six to nine minutes on two CPU cores: val loss near 1.3.
+On our input.txt, training takes five to nine minutes on two CPU cores: val loss near 1.3.
 """
 import argparse
 import math
