@@ -57,7 +57,7 @@ def get_batch(split, generator=None):
     """
     ids = train_data if split == 'train' else val_data
     start = torch.randint(len(ids) - block_size, (batch_size, 1), generator=generator)  # (B, 1)
-    positions = start + torch.arange(block_size)  # broadcast: (B, 1) + (T) -> (B, T)
+    positions = start + torch.arange(block_size)  # (B, 1) + (T) -> (B, T): start + 0, 1, ...
     x, y = ids[positions], ids[positions + 1]  # (B, T) each: y is x shifted by one
     return x.to(device), y.to(device)
 
@@ -78,6 +78,8 @@ def estimate_loss():
 
 
 # --- Model
+# A module knows the weights of all its parts, and model(x, y) calls its forward. Torch records
+# the operations on them, so that backward() can go back and give each weight its gradient.
 class BigramLanguageModel(nn.Module):
     """Predicts the next character from the current one, by a table with a row per character.
 

@@ -73,7 +73,7 @@ def get_batch(split, generator=None):
     """
     ids = train_data if split == 'train' else val_data
     start = torch.randint(len(ids) - block_size, (batch_size, 1), generator=generator)  # (B, 1)
-    positions = start + torch.arange(block_size)  # broadcast: (B, 1) + (T) -> (B, T)
+    positions = start + torch.arange(block_size)  # (B, 1) + (T) -> (B, T): start + 0, 1, ...
     x, y = ids[positions], ids[positions + 1]  # (B, T) each: y is x shifted by one
     return x.to(device), y.to(device)
 
@@ -96,6 +96,8 @@ def estimate_loss():
 
 
 # --- Model
+# A module knows the weights of all its parts, and model(x, y) calls its forward. Torch records
+# the operations on them, so that backward() can go back and give each weight its gradient.
 # Parts first, then the whole. x has C = n_embd numbers (channels) for each position.
 class MultiHeadAttention(nn.Module):
     """Causal self-attention: each position reads itself and the past. (B, T, C) -> (B, T, C)
@@ -118,7 +120,8 @@ class MultiHeadAttention(nn.Module):
         B, T, C = x.shape  # batch, time, channels
         nh, hs = self.n_head, self.head_size  # number of heads, head size: together C
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, nh * hs) each
-        # Split them into heads, put before T: @ works on the last two axes, head by head.
+        # Split them into heads, put before T. For each head, @ (the matrix product) then takes
+        # the dot products of the rows of one matrix and the columns of the other.
         q = q.view(B, T, nh, hs).transpose(1, 2)  # (B, T, nh, hs) -> (B, nh, T, hs)
         k = k.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
         v = v.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
@@ -137,7 +140,7 @@ class MultiHeadAttention(nn.Module):
             # Attention weights: row i sums to 1. Equal scores would give the plain mean of the
             # values up to i; the scores turn that into a weighted mean.
             att = scores.masked_fill(causal_mask, -math.inf).softmax(dim=-1)  # (B, nh, T, T)
-            out = F.dropout(att, dropout, self.training) @ v  # (B, nh, T, hs)
+            out = F.dropout(att, dropout, self.training) @ v  # (B, nh, T, hs): means of v
         out = out.transpose(1, 2).flatten(2)  # (B, nh, T, hs) -> (B, T, nh * hs): heads joined
         return F.dropout(self.proj(out), dropout, self.training)  # (B, T, C)
 

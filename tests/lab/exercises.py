@@ -3,7 +3,7 @@
     python tests/lab/exercises.py             lists them
     python tests/lab/exercises.py 3           trains a copy of gpt.py for each change of exercise 3
     python tests/lab/exercises.py 3 --show    prints the changes instead, as diffs
-    python tests/lab/exercises.py --all       measures all (more than an hour): a line for each
+    python tests/lab/exercises.py --all       measures all (about 40 minutes): a line for each
     python tests/lab/exercises.py --parts     measures what each part of gpt.py is worth: a table
 
 Everything runs on the CPU and in temporary folders: your gpt.py and gpt.pt are never touched. It
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from scripts import PROJECT, edited, load
 from exact_loss import exact_loss
-from solutions import EXERCISES, PARTS, beginning, change
+from solutions import EXERCISES, PARTS, change
 
 # The hyperparameters on a CPU, with which the figures in tests/lab/README.md were measured.
 DEFAULTS = dict(batch_size=8, block_size=128, max_iters=10_000, eval_interval=500, eval_iters=30,
@@ -94,7 +94,7 @@ def measure(variant, source, steps=None, echo=False, **settings):
                     print('   ', line, end='', flush=True)
         if process.returncode and 'the loss is not finite' not in out:
             raise ValueError(f'the copy of gpt.py failed: {out.strip()[-1000:]}')
-        longer = longer_contexts(folder) if variant.run == 'longer' else None
+        longer = longer_contexts(folder) if variant.run == 'longer' else 'not possible'
     return {**read_results(out, text), 'longer': longer}
 
 
@@ -160,15 +160,14 @@ def work(number, source, steps=None):
     print(f'{number}. {exercise.title}\n')
     first = next(iter(exercise.variants.values()))
     as_it_is = change(steps=first.steps, run='prompt' if first.run == 'prompt' else 'train')
-    alone = first.run == 'cache' or first.text is beginning  # there, nothing to compare with
-    runs = {**({} if alone else {'gpt.py as it is': as_it_is}), **exercise.variants}
+    runs = {**({'gpt.py as it is': as_it_is} if exercise.compare else {}), **exercise.variants}
     lines = ['\nvalidation loss, in nats per character' if '{val' in exercise.report else '']
     for name, variant in runs.items():
         print(f'{name}:', flush=True)
         result = measure(variant, source, steps, echo=True)
         lines.append(f'{name}: {exercise.report.format(**result)}')
     if steps:
-        lines.append(f'(after {steps} steps; the figures in the README are of the full run)')
+        lines.append(f'(after {steps} steps; the figures in tests/lab/README.md are of full runs)')
     print(*lines, f'\nWhat to expect, and why: exercise {number} in tests/lab/README.md', sep='\n')
 
 
@@ -176,9 +175,8 @@ def work_all(source, steps=None):
     """Measures everything, two at a time where times do not count; prints a line for each."""
     os.environ['OMP_NUM_THREADS'] = '1'
     started = time.time()
-    jobs = [('gpt.py as it is, 1,000 steps', '{val:.2f}', change()),
-            ('gpt.py as it is, 3,000 steps', '{val:.2f}', change(steps=3000)),
-            ('the saved model as it is', EXERCISES[1].report, change(run='prompt'))]
+    jobs = [(f'gpt.py as it is, {steps:,} steps', '{val:.2f}', change(steps=steps))
+            for steps in (1000, 2000, 3000)]
     jobs += [(f'{number}. {exercise.title}: {name}', exercise.report, variant)
              for number, exercise in EXERCISES.items()
              for name, variant in exercise.variants.items()]
@@ -223,7 +221,7 @@ def main():
         description='The exercises in tests/lab/README.md, worked. Without a number: lists them.')
     parser.add_argument('number', nargs='?', type=int, help='the exercise')
     parser.add_argument('--show', action='store_true', help='print its solution as a diff')
-    parser.add_argument('--all', action='store_true', help='measure all (more than an hour)')
+    parser.add_argument('--all', action='store_true', help='measure all (about 40 minutes)')
     parser.add_argument('--parts', action='store_true', help='measure gpt.py without each part')
     parser.add_argument('--seeds', type=int, default=3, help='runs of each row of --parts')
     parser.add_argument('--steps', type=int, help='train for this many steps')

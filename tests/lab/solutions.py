@@ -23,15 +23,11 @@ class Exercise:
     title: str
     variants: dict  # the name of a variant -> the variant
     report: str = '{val:.2f}'  # how its result is written; losses are in nats per character
-
-
-def beginning(text):
-    """Its first 20,000 characters only (by hand: text = text[:20_000])."""
-    return text[:20_000]
+    compare: bool = True  # whether exercises.py runs gpt.py as it is, too
 
 
 def python_library(text):
-    """The source of Python's own library, as much of it as input.txt has characters."""
+    """the source of Python's own library, as much of it as input.txt has characters"""
     files = sorted(Path(sysconfig.get_path('stdlib')).glob('*.py'))
     sources = (file.read_text(encoding='utf-8', errors='ignore') for file in files)
     return '\n'.join(source for source in sources if source.isascii())[:len(text)]
@@ -41,13 +37,18 @@ FUSED = 'dropout_p=dropout_p, is_causal=True)'
 AFTER_HEADS = '        if fused_attention:'
 RELU = 'F.relu(self.fc(x))'
 POSITIONS = 'x = x + self.position_embedding_table(positions)'
+WITHOUT_POSITIONS = (POSITIONS, f'# {POSITIONS}')
+WITHOUT_MASK = (FUSED, 'dropout_p=dropout_p, is_causal=False)')
+WITHOUT_RESIDUALS = [('x = x + self.sa(self.ln1(x))', 'x = self.sa(self.ln1(x))'),
+                     ('x + self.ffwd(self.ln2(x))', 'self.ffwd(self.ln2(x))')]
+PLAIN_MEAN = (AFTER_HEADS, '        q = torch.zeros_like(q)\n' + AFTER_HEADS)
 WITHOUT_SCALE = (FUSED, 'dropout_p=dropout_p, is_causal=True, scale=1.0)')
 LOWER_CASE = ("read_text(encoding='utf-8-sig')", "read_text(encoding='utf-8-sig').lower()")
 PAIRS = [
     ('import argparse', 'import argparse\nimport collections'),
     ('chars = sorted(set(text))',
-     'pairs = collections.Counter(map(str.__add__, text, text[1:])).most_common(300)\n'
-     'chars = sorted(set(text)) + sorted(pair for pair, count in pairs)'),
+     'pairs = collections.Counter(a + b for a, b in zip(text, text[1:])).most_common(300)\n'
+     'chars = sorted(set(text)) + [pair for pair, count in pairs]'),
     ('    return [stoi[character] for character in string]', """\
     ids, i = [], 0
     while i < len(string):
@@ -134,6 +135,13 @@ torch.manual_seed(seed)"""),
             if rank > 0:
                 os._exit(0)  # at once: sys.exit could fail while the threads of gloo end"""),
 ]
+
+
+def train_on(count):
+    """An edit: the training text is only the first characters; the validation text stays."""
+    return ('train_data, val_data = data[:n_train]', f'train_data, val_data = data[:{count:_}]')
+
+
 NO_BIASES = [(line, line[:-1] + ', bias=False)') for line in (
     'nn.Linear(n_head * head_size, n_embd)', 'nn.Linear(n_embd, 4 * n_embd)',
     'nn.Linear(4 * n_embd, n_embd)', 'nn.Linear(n_embd, vocab_size)')]
@@ -159,7 +167,7 @@ def rotate(z):
 
 class MultiHeadAttention(nn.Module):'''),
     (AFTER_HEADS, '        q, k = rotate(q), rotate(k)\n' + AFTER_HEADS),
-    (POSITIONS, f'# {POSITIONS}'),
+    WITHOUT_POSITIONS,
 ]
 SWIGLU = [  # three matrices of C * 8/3 C have as many weights as two of C * 4 C
     ('nn.Linear(n_embd, 4 * n_embd)', 'nn.Linear(n_embd, 2 * (8 * n_embd // 3))'),
@@ -176,14 +184,12 @@ CLIPPING = ('        optimizer.step()',
 # What each part is worth: gpt.py without it. What one learns from each row is in README.md.
 PARTS = {
     'nothing': change(steps=3000),
-    'positions': change((POSITIONS, f'# {POSITIONS}'), steps=3000),
-    'the causal mask': change((FUSED, 'dropout_p=dropout_p, is_causal=False)'), steps=3000),
-    'attention weights (the plain mean of the past instead)':
-        change((AFTER_HEADS, '        q = torch.zeros_like(q)\n' + AFTER_HEADS), steps=3000),
+    'positions': change(WITHOUT_POSITIONS, steps=3000),
+    'the causal mask': change(WITHOUT_MASK, steps=3000),
+    'attention weights (the plain mean of the past instead)': change(PLAIN_MEAN, steps=3000),
     'attention': change(('x = x + self.sa(self.ln1(x))', 'pass'), steps=3000),
     'feed-forward': change(('x + self.ffwd(self.ln2(x))', 'x'), steps=3000),
-    'residual connections': change(('x = x + self.sa(self.ln1(x))', 'x = self.sa(self.ln1(x))'),
-                             ('x + self.ffwd(self.ln2(x))', 'self.ffwd(self.ln2(x))'), steps=3000),
+    'residual connections': change(*WITHOUT_RESIDUALS, steps=3000),
     'layer norms': change(*norms('nn.Identity()'), steps=3000),
     'the last layer norm': change(*norms('nn.Identity()', ['ln_f']), steps=3000),
     'the scale': change(WITHOUT_SCALE, steps=3000),
@@ -203,6 +209,22 @@ PARTS = {
 }
 
 EXERCISES = dict(enumerate([
+    # Break it.
+    Exercise('Let it see the future', {
+        'is_causal=False': change(WITHOUT_MASK),
+    }, '{val:.2f}; it generates: `{sample}`'),
+    Exercise('Take the positions away', {
+        'no positions': change(WITHOUT_POSITIONS)}),
+    Exercise('The plain mean of the past', {
+        'plain mean': change(PLAIN_MEAN)}),
+    Exercise('Remove the residual connections', {
+        'no residual connections': change(*WITHOUT_RESIDUALS),
+    }, '{val:.2f} (character frequencies alone: {letters:.2f})'),
+    Exercise('Leave out the scale', {
+        'narrow heads, scale=1.0': change(WITHOUT_SCALE),
+        'one wide head, scaled': change(n_embd=256, n_head=1, n_layer=1),
+        'one wide head, scale=1.0': change(WITHOUT_SCALE, n_embd=256, n_head=1, n_layer=1)}),
+    # Change its hyperparameters and its text.
     Exercise('Temperature and top-k', {
         'temperature = 0.5': change(run='prompt', temperature=0.5),
         'temperature = 1.5': change(run='prompt', temperature=1.5),
@@ -217,45 +239,33 @@ EXERCISES = dict(enumerate([
         'n_layer = 6': change(n_layer=6),
         'block_size = 8, batch_size = 128': change(block_size=8, batch_size=128),
         'block_size = 1, batch_size = 1024': change(block_size=1, batch_size=1024)}),
-    Exercise('Take the positions away', {
-        'no positions': change((POSITIONS, f'# {POSITIONS}'))}),
-    Exercise('Let it see the future', {
-        'is_causal=False': change((FUSED, 'dropout_p=dropout_p, is_causal=False)')),
-    }, '{val:.2f}; it generates: `{sample}`'),
-    Exercise('Remove the residual connections', {
-        'no residual connections': change(('x = x + self.sa(self.ln1(x))', 'x = self.sa(self.ln1(x))'),
-                                    ('x + self.ffwd(self.ln2(x))', 'self.ffwd(self.ln2(x))')),
-    }, '{val:.2f} (letter frequencies alone: {letters:.2f})'),
-    Exercise('Leave out the scale', {
-        'narrow heads, scale=1.0': change(WITHOUT_SCALE),
-        'one wide head, scaled': change(n_embd=256, n_head=1, n_layer=1),
-        'one wide head, scale=1.0': change(WITHOUT_SCALE, n_embd=256, n_head=1, n_layer=1)}),
-    Exercise('The plain mean of the past', {
-        'plain mean': change((AFTER_HEADS, '        q = torch.zeros_like(q)\n' + AFTER_HEADS))}),
+    Exercise('Heads', {
+        'n_head = 1': change(steps=3000, n_head=1),
+        'n_head = 16': change(steps=3000, n_head=16)}),
+    Exercise('Overfitting, and dropout against it', {
+        '20,000 characters': change(train_on(20_000), eval_interval=100),
+        'with dropout': change(train_on(20_000), eval_interval=100, dropout=0.3),
+        'with three times the steps': change(train_on(20_000), eval_interval=100, steps=3000),
+        'with three times the text': change(train_on(60_000), eval_interval=100),
+    }, 'train {train:.2f}, val {val:.2f} (at best {best:.2f}, at step {best_step})'),
+    Exercise('Your own text', {"Python's library": change(text=python_library)},
+             '{val:.2f}; it generates: `{sample}`'),
+    # Replace a part.
+    Exercise('Another tokenizer', {'lower case': change(LOWER_CASE), '300 pairs': change(*PAIRS)}),
     Exercise('Another activation function', {
         'GELU': change((RELU, 'F.gelu(self.fc(x))')),
         'no activation': change((RELU, 'self.fc(x)'))}),
     Exercise('Weight tying', {'tied weights': change(*TIED)}),
-    Exercise('Another tokenizer', {'lower case': change(LOWER_CASE), '300 pairs': change(*PAIRS)}),
-    Exercise('Overfitting, and dropout against it', {
-        'dropout = 0.0': change(text=beginning, eval_interval=100, dropout=0.0),
-        'dropout = 0.3': change(text=beginning, eval_interval=100, dropout=0.3),
-    }, 'train {train:.2f}, val {val:.2f} (at best {best:.2f}, at step {best_step})'),
-    Exercise('Your own text', {"Python's library": change(text=python_library)},
-             '{val:.2f}; it generates: `{sample}`'),
-    Exercise('Heads', {
-        'n_head = 1': change(steps=3000, n_head=1),
-        'n_head = 16': change(steps=3000, n_head=16)}),
-    Exercise('Another optimizer', {'Muon': change(*MUON, learning_rate=4e-3)}),
-    Exercise('A cache of keys and values', {'cache': change(*CACHE, run='cache')},
-             'the first {same} of {total} characters are the same as without the cache (at least '
-             'block_size should be); generating takes {ratio:.2f} times as long'),
-    Exercise('More than one machine', {'two processes': change(*PARALLEL, run='torchrun')}),
+    Exercise('Another optimizer', {
+        'Muon': change(*MUON, learning_rate=3e-3),
+        'Muon, 5,500 steps': change(*MUON, learning_rate=3e-3, steps=5500)}),
+    # Put in the parts of today's models.
     Exercise('RMSNorm and no biases', {
         'RMSNorm, no biases': change(*norms('nn.RMSNorm(n_embd)'), *NO_BIASES, steps=3000)}),
     Exercise('Rotary position embeddings', {
         'rotary': change(*ROTARY, steps=3000, run='longer')},
-        '{val:.2f}; with windows of one, two and four times block_size: {longer}'),
+        '{val:.2f}; exact loss with one, two and four times block_size characters at once: '
+        '{longer}'),
     Exercise('SwiGLU', {'SwiGLU': change(*SWIGLU, steps=3000)}),
     Exercise('Query-key norm', {
         f'{name}, learning_rate = {rate}': change(*edits, steps=3000, learning_rate=float(rate))
@@ -267,4 +277,9 @@ EXERCISES = dict(enumerate([
         for rate in ('1.5e-3', '1e-2', '3e-2', '1e-1')
         for name, edits in (('plain', []), ('clipped', [CLIPPING]))
         if (name, rate) != ('plain', '1.5e-3')}),
+    # Extend it.
+    Exercise('A cache of keys and values', {'cache': change(*CACHE, run='cache')},
+             'the first {same} of {total} characters are the same as without the cache (at least '
+             'block_size should be); generating takes {ratio:.2f} times as long', compare=False),
+    Exercise('More than one process', {'two processes': change(*PARALLEL, run='torchrun')}),
 ], start=1))

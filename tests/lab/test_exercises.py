@@ -15,22 +15,23 @@ from exercises import EXERCISES, PARTS, change, measure, prepare, read_results
 
 PROGRAM = PROJECT / 'tests' / 'lab' / 'exercises.py'
 SOURCE = (PROJECT / 'gpt.py').read_text(encoding='utf-8')
-VARIANTS = {f'{number}: {name}': variant for number, exercise in EXERCISES.items()
+VARIANTS = {f'{exercise.title}: {name}': variant for exercise in EXERCISES.values()
             for name, variant in exercise.variants.items()}
 VARIANTS.update({f'without {name}': variant for name, variant in PARTS.items()
                  if name != 'nothing'})
 TRAINED, SAMPLED = ([name for name, variant in VARIANTS.items() if variant.run == run]
                     for run in ('train', 'prompt'))
 PAIRS, MUON, CACHE, PARALLEL = (VARIANTS[name] for name in (
-    '11: 300 pairs', '15: Muon', '16: cache', '17: two processes'))
+    'Another tokenizer: 300 pairs', 'Another optimizer: Muon', 'A cache of keys and values: cache',
+    'More than one process: two processes'))
 
 
 def solved(folder, variant, steps=4):
-    """A variant's gpt.py, small, with a text of 24,000 characters, as a module."""
+    """A variant's gpt.py, small, with a text of 72,000 characters, as a module."""
     small = {name: value for name, value in SMALL.items()
              if name not in ('max_iters', 'device', *variant.settings)}
     folder.mkdir(exist_ok=True)
-    prepare(folder, variant, SOURCE, TEXT * 3, steps, **small)
+    prepare(folder, variant, SOURCE, TEXT * 9, steps, **small)
     return load(folder / 'gpt.py') if variant.run != 'torchrun' else None
 
 
@@ -125,12 +126,12 @@ def test_it_prints_title_result_and_where_to_read_on(tmp_path, monkeypatch, caps
     copy_script(tmp_path, 'gpt.py', device='meta')
     monkeypatch.setattr(exercises, 'PROJECT', tmp_path)
     monkeypatch.setattr(exercises, 'measure', lambda *_, **__: {'val': 1.5, 'letters': 3.25})
-    monkeypatch.setattr(sys, 'argv', ['exercises.py', '6'])
+    monkeypatch.setattr(sys, 'argv', ['exercises.py', '4'])
     exercises.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == '6. Remove the residual connections'
-    assert 'no residual connections: 1.50 (letter frequencies alone: 3.25)' in lines
-    assert lines[-1] == 'What to expect, and why: exercise 6 in tests/lab/README.md'
+    assert lines[0] == '4. Remove the residual connections'
+    assert 'no residual connections: 1.50 (character frequencies alone: 3.25)' in lines
+    assert lines[-1] == 'What to expect, and why: exercise 4 in tests/lab/README.md'
 
 
 @pytest.mark.parametrize('argument', ['9', '--all'])
@@ -157,7 +158,7 @@ def test_the_parts_are_measured_with_several_seeds_in_a_table(tmp_path, monkeypa
 
 
 def test_a_longer_context_than_in_training_is_measured(tmp_path):
-    gpt = solved(tmp_path, VARIANTS['19: rotary'])
+    gpt = solved(tmp_path, VARIANTS['Rotary position embeddings: rotary'])
     gpt.train()
     losses = [float(loss) for loss in exercises.longer_contexts(tmp_path).split(', ')]
     assert len(losses) == 3 and all(0 < loss < 5 for loss in losses)
@@ -168,7 +169,7 @@ def test_a_text_in_which_all_characters_are_equally_frequent():
 
 
 def test_a_solution_is_shown_as_a_diff():
-    out = run_here(PROGRAM, '5', '--show')[0]
+    out = run_here(PROGRAM, '1', '--show')[0]
     old, new = (line for line in out.splitlines() if 'is_causal=' in line and line[0] in '-+')
     assert new[1:] == old[1:].replace('is_causal=True', 'is_causal=False')
 

@@ -78,6 +78,10 @@ def test_the_titles_of_the_exercises_are_those_of_the_solutions():
     titles = re.findall(r'(?m)^\*\*(\d+)\. (.*?)\.?\*\*', TEXT[LAB])
     assert [(int(number), title) for number, title in titles] == \
         [(number, exercise.title) for number, exercise in EXERCISES.items()]
+    chosen = re.findall(r'(?m)^- Exercise (\d+), (.*?):', TEXT[README])
+    assert len(chosen) == 6
+    for number, title in chosen:
+        assert EXERCISES[int(number)].title.lower() == title.lower()
 
 
 def test_the_results_name_the_size_that_is_the_default(monkeypatch):
@@ -87,7 +91,7 @@ def test_the_results_name_the_size_that_is_the_default(monkeypatch):
     exec('#' + CODE[PROJECT / 'gpt.py'].split('# --- Hyper')[1].split('# --- Text')[0], values)
     assert (f'context {values["block_size"]}, batch {values["batch_size"]}, '
             f'{values["n_layer"]} layers, {values["n_head"]} heads, {values["n_embd"]} dimensions, '
-            f'{values["max_iters"]:,} steps') in TEXT[README]
+            f'{values["max_iters"]:,} steps') in ' '.join(TEXT[README].split())
 
 
 @pytest.mark.parametrize('path', TEXT, ids=lambda path: path.parent.name)
