@@ -4,7 +4,7 @@
     python gpt.py --prompt "FLINT:"    continue this text with gpt.pt, or with --checkpoint FILE
 
 Read bigram.py first. A transformer reads its whole context, not only the last character.
-On our input.txt, training takes five to nine minutes on two CPU cores: val loss near 1.3.
+On our input.txt, training takes four to nine minutes on two CPU cores: val loss near 1.3.
 """
 import argparse
 import math
@@ -110,7 +110,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, n_head, head_size):
         super().__init__()
         self.n_head, self.head_size = n_head, head_size
-        self.qkv = nn.Linear(n_embd, 3 * n_head * head_size, bias=False)  # for all heads
+        self.qkv = nn.Linear(n_embd, 3 * n_head * head_size, bias=False)  # q, k, v of all heads
         self.proj = nn.Linear(n_head * head_size, n_embd)  # mixes the outputs of the heads
         # Each block adds two such outputs to x, 2 * n_layer in all. A sum of n random numbers
         # grows like sqrt(n): this keeps a deep model's x from starting out large (GPT-2).
@@ -120,8 +120,8 @@ class MultiHeadAttention(nn.Module):
         B, T, C = x.shape  # batch, time, channels
         nh, hs = self.n_head, self.head_size  # number of heads, head size: together C
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, nh * hs) each
-        # Split them into heads, put before T. For each head, @ (the matrix product) then takes
-        # the dot products of the rows of one matrix and the columns of the other.
+        # Split them into heads, and put the heads before T. @, the matrix product, works on the
+        # last two axes: for each head, it takes dot products of rows and columns.
         q = q.view(B, T, nh, hs).transpose(1, 2)  # (B, T, nh, hs) -> (B, nh, T, hs)
         k = k.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
         v = v.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
