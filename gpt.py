@@ -164,7 +164,8 @@ class Block(nn.Module):
     """Attention reads other positions, then feed-forward processes each. (B, T, C) -> (B, T, C)
 
     Both add to x (residual connections, He et al. 2015): a sum passes gradients on unchanged,
-    so that the first layers learn, too. Both read a normalised copy of x (Xiong et al. 2020).
+    so that even the first of many blocks learn. Both read a normalised copy of x
+    (Xiong et al. 2020).
     """
 
     def __init__(self, n_embd, n_head):
@@ -271,7 +272,7 @@ def train():
         logits, loss = model(x, y)
         optimizer.zero_grad()  # otherwise the gradients would add to those of earlier steps
         loss.backward()  # the gradient of each weight: how fast the loss rises with it
-        optimizer.step()  # moves each weight against its gradients, by about the learning rate
+        optimizer.step()  # moves each weight against its gradients, by about learning_rate at most
         scheduler.step()  # sets the learning rate for the next step
         if in_terminal:  # a line that the next one overwrites
             seconds_left = (time.time() - started) / (step + 1) * (max_iters - step - 1)
