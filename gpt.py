@@ -272,7 +272,7 @@ def train():
         logits, loss = model(x, y)
         optimizer.zero_grad()  # otherwise the gradients would add to those of earlier steps
         loss.backward()  # the gradient of each weight: how fast the loss rises with it
-        optimizer.step()  # moves each weight against its gradients, by about learning_rate at most
+        optimizer.step()  # moves each weight against its gradient, about learning_rate at most
         scheduler.step()  # sets the learning rate for the next step
         if in_terminal:  # a line that the next one overwrites
             seconds_left = (time.time() - started) / (step + 1) * (max_iters - step - 1)
