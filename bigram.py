@@ -119,7 +119,7 @@ class BigramLanguageModel(nn.Module):
 def train():
     """Adjusts the weights, step by step, to make the actual next characters more probable."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    # The learning rate falls to 0, so that the weights settle instead of following every batch.
+    # A factor of learning_rate, from 1 to 0: weights settle instead of following every batch.
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max_iters)
     started = time.time()
     for step in range(max_iters + 1):

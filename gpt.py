@@ -121,7 +121,7 @@ class MultiHeadAttention(nn.Module):
         nh, hs = self.n_head, self.head_size  # number of heads, head size: together C
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, nh * hs) each
         # Split them into heads, and put the heads before T. @, the matrix product, works on the
-        # last two axes: for each head, it takes dot products of rows and columns.
+        # last two axes: for each head, it takes the dot products of rows and columns.
         q = q.view(B, T, nh, hs).transpose(1, 2)  # (B, T, nh, hs) -> (B, nh, T, hs)
         k = k.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
         v = v.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
@@ -248,7 +248,7 @@ def train():
     optimizer = torch.optim.AdamW(
         [{'params': matrices, 'weight_decay': weight_decay}, {'params': vectors}],
         lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    # Warm-up: small steps, until these averages rest on enough batches. Then decay.
+    # A factor of learning_rate: warm-up until the averages rest on enough batches, then decay.
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup_iters, 1 - step / max_iters))
     started = time.time()
