@@ -2,7 +2,7 @@
 
     python tests/lab/inside.py "the k"           numbers and pictures, in the terminal
     python tests/lab/inside.py "the k" --page    a page for the browser: gpt.html, beside gpt.pt
-    python tests/lab/inside.py --nearest e       the characters with the most similar embeddings
+    python tests/lab/inside.py --nearest .       the characters with the most similar embeddings
 
 Without a text, it takes some of the validation text. Everything shown is computed by the layers of
 the trained model; the template of the page, page.html, draws it.

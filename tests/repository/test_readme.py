@@ -78,8 +78,8 @@ def test_the_titles_of_the_exercises_are_those_of_the_solutions():
     titles = re.findall(r'(?m)^\*\*(\d+)\. (.*?)\.?\*\*', TEXT[LAB])
     assert [(int(number), title) for number, title in titles] == \
         [(number, exercise.title) for number, exercise in EXERCISES.items()]
-    chosen = re.findall(r'(?m)^- Exercise (\d+), (.*?):', TEXT[README])
-    assert len(chosen) == 6
+    chosen = re.findall(r'Exercise (\d+), (.*?):', TEXT[README])
+    assert chosen
     for number, title in chosen:
         assert EXERCISES[int(number)].title.lower() == title.lower()
 
