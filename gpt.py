@@ -164,7 +164,7 @@ class Block(nn.Module):
     """Attention reads other positions, then feed-forward processes each. (B, T, C) -> (B, T, C)
 
     Both add to x (residual connections, He et al. 2015): a sum passes gradients on unchanged,
-    so that even the first of many blocks learn. Both read a normalised copy of x
+    so that even the first of many blocks learns. Both read a normalised copy of x
     (Xiong et al. 2020).
     """
 

@@ -70,6 +70,14 @@ def test_pairs_lose_no_character_and_their_loss_is_per_character(tmp_path):
         math.log(gpt.vocab_size) * len(gpt.data) / len(gpt.text))
 
 
+def test_less_to_learn_from_leaves_the_validation_text_as_it_is(tmp_path):
+    plain = solved(tmp_path / 'plain', change())
+    name = 'Overfitting, and dropout against it: 20,000 characters'
+    less = solved(tmp_path / 'less', VARIANTS[name])
+    assert torch.equal(less.train_data, plain.train_data[:20_000])
+    assert torch.equal(less.val_data, plain.val_data)
+
+
 def test_muon_and_adamw_divide_the_weights_and_share_the_schedule(tmp_path):
     gpt, owned, rates = solved(tmp_path, MUON), set(), []
 
