@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from scripts import PROJECT, load
+from scripts import PROJECT, load_checkpoint
 
 SHADES, NEWLINE, BAR = '·░▒▓█', '↵', '█'
 ASCII_SHADES, ASCII_NEWLINE, ASCII_BAR = '.:+*#', '/', '#'
@@ -35,12 +35,19 @@ HEADS, STEPS, GUESSES, LOGITS = 48, 16, 5, 100
 Inside = namedtuple('Inside', 'scores weights lens losses')
 
 
+def check(condition, message):
+    """Exits with status 1 and this message, unless the condition is true."""
+    if not condition:
+        sys.exit(f'Error: {message}')
+
+
 def attention(sa, x):
     """What an attention module does with x, spelled out as in gpt.py: scores, weights, output."""
     B, T, C = x.shape
     q, k, v = sa.qkv(x).chunk(3, dim=-1)  # (B, T, C) each
-    q, k, v = (z.view(B, T, sa.n_head, sa.head_size).transpose(1, 2) for z in (q, k, v))
-    scores = q @ k.transpose(-2, -1) / math.sqrt(sa.head_size)  # (B, nh, T, T)
+    hs = C // sa.n_head
+    q, k, v = (z.view(B, T, sa.n_head, hs).transpose(1, 2) for z in (q, k, v))
+    scores = q @ k.transpose(-2, -1) / math.sqrt(hs)  # (B, nh, T, T)
     weights = masked(scores).softmax(dim=-1)  # (B, nh, T, T)
     return scores, weights, sa.proj((weights @ v).transpose(1, 2).flatten(2))
 
@@ -59,7 +66,7 @@ def look(gpt, text):
 
     def keep_attention(sa, inputs, output):
         scores, weights, expected = attention(sa, *inputs)
-        gpt.check(torch.allclose(output, expected, rtol=1e-3, atol=1e-4),
+        check(torch.allclose(output, expected, rtol=1e-3, atol=1e-4),
                   edited.format('attention'))
         heads.append((scores[0], weights[0]))
 
@@ -72,11 +79,12 @@ def look(gpt, text):
             lambda block, inputs: stream.append(inputs[0][0])))
         logits = model(ids[None])[0][0]  # (T, vocab_size)
     except (AttributeError, RuntimeError, ValueError):  # it has other parts, of other shapes
-        gpt.check(False, edited.format('attention'))
+        check(False, edited.format('attention'))
     for hook in hooks:
         hook.remove()
     lens = model.lm_head(model.ln_f(torch.stack(stream)))  # the last two layers, applied early
-    gpt.check(torch.allclose(lens[-1], logits, rtol=1e-3, atol=1e-4), edited.format('output'))
+    check(heads, edited.format('attention'))
+    check(torch.allclose(lens[-1], logits, rtol=1e-3, atol=1e-4), edited.format('output'))
     scores, weights = (torch.stack(tensors) for tensors in zip(*heads))
     return Inside(scores, weights, lens, F.cross_entropy(logits[:-1], ids[1:], reduction='none'))
 
@@ -216,14 +224,12 @@ def main():
                         help='print the characters with the most similar token embeddings instead')
     parser.add_argument('--checkpoint', type=Path, help='use this file instead of gpt.pt')
     arguments = parser.parse_args()
-    gpt = load(PROJECT / 'gpt.py', device='cpu')
-    check = gpt.check
+    checkpoint = arguments.checkpoint or PROJECT / 'gpt.pt'
+    gpt = load_checkpoint(checkpoint)
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(line_buffering=True, errors='replace')
-    sys.excepthook = gpt.excepthook  # no traceback for Ctrl-C or `| head`
-    val_text = gpt.decode(gpt.val_data.tolist())  # before load replaces the vocabulary
-    checkpoint = arguments.checkpoint or gpt.checkpoint_path
-    gpt.load(checkpoint)
+    val_text = (PROJECT / 'input.txt').read_text(encoding='utf-8-sig')
+    val_text = val_text[len(val_text) * 9 // 10:]
 
     try:
         (SHADES + NEWLINE + BAR).encode(sys.stdout.encoding or 'ascii')

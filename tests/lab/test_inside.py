@@ -58,18 +58,17 @@ def numbers_below(heading, out):
     return torch.tensor([[float(number) for number in row[1:].split()] for row in rows])
 
 
-@pytest.mark.parametrize('fused', [True, False])
-def test_the_attention_weights_reproduce_the_modules_output(gpt, fused):
-    gpt.fused_attention = fused
+def test_the_attention_weights_reproduce_the_modules_output(gpt):
     sa, x = randomize_(gpt.model.eval()).blocks[0].sa, torch.randn(2, 11, gpt.n_embd)
     torch.testing.assert_close(inside.attention(sa, x)[2], sa(x))
 
 
 @pytest.mark.parametrize('edits', [
-    [('is_causal=True)', 'is_causal=False)')],
+    [('scores = scores + causal_mask', 'pass')],
     [('self.qkv = nn.', 'self.all = nn.'), ('self.qkv(x)', 'self.all(x)')],
-    [('self.lm_head(self.ln_f(x)).float()', '2 * self.lm_head(self.ln_f(x)).float()')],
-], ids=['mask', 'names', 'output'])
+    [('self.lm_head(x)', '2 * self.lm_head(x)')],
+    [('x = x + self.sa(self.ln1(x))', 'pass')],
+], ids=['mask', 'names', 'output', 'no attention'])
 def test_an_edited_model_is_refused(tmp_path, edits):
     gpt = import_script(tmp_path, 'gpt.py', TEXT, *edits, **SMALL)
     assert 'gpt.py is edited' in exit_message(inside.look, gpt, TEXT[:9])
@@ -199,7 +198,8 @@ def test_a_browser_draws_every_picture_and_the_probabilities_that_generate_draws
     seen = []
     monkeypatch.setattr(torch, 'multinomial', lambda probabilities, num_samples: (
         seen.append(probabilities[0]) or torch.zeros(1, 1, dtype=torch.long)))
-    gpt.model.generate(torch.tensor([gpt.encode(text)]), 1, temperature, top_k)
+    gpt.temperature, gpt.top_k = temperature, top_k
+    gpt.model.generate(torch.tensor([gpt.encode(text)]), 1)
     expected, ids = seen[0].sort(descending=True)
     bars = re.findall(r'<th scope="row">([^<]*)</th><td>(.*?)</td><td><div', page)
     expected = [*expected[:15].tolist(), expected[15:].sum().item()]
@@ -215,7 +215,7 @@ def test_a_browser_draws_every_picture_and_the_probabilities_that_generate_draws
     (['a' * 11], 'a terminal 13 columns wide: this one has 12'),
     (['--layer', '3'], '--layer is a number from 1 to 2'),
     (['--nearest', 'ab'], "'ab' is not one of the characters"),
-    (['--checkpoint', 'none.pt'], 'there is no none.pt: correct the name'),
+    (['--checkpoint', 'none.pt'], 'there is no none.pt: train with'),
     (['--page'], 'cannot write'),
 ])
 def test_a_mistake_gets_one_line(trained, tmp_path, monkeypatch, arguments, message):
