@@ -41,7 +41,7 @@ def decode(ids):
     return ''.join(chars[i] for i in ids)
 
 
-# --- Batches. A tensor is torch's array; the remark at the end of a line shows its shape.
+# --- Batches. A tensor is torch's array. A remark such as (B, T) shows the shape of one.
 data = torch.tensor(encode(text), dtype=torch.long)  # (len(text))
 n_train = len(data) * 9 // 10
 train_data, val_data = data[:n_train], data[n_train:]  # val, the last tenth: never trained on
@@ -75,8 +75,8 @@ class BigramLanguageModel(nn.Module):
     def __init__(self):
         super().__init__()
         self.token_embedding_table = nn.Embedding(vocab_size, vocab_size)  # row i: its logits
-        # Equal logits are equal probabilities. (Between two layers of a network, rows of equal
-        # weights would get equal gradients and stay equal. So there, weights start out random.)
+        # Equal logits are equal probabilities. (In a network of several layers, weights start
+        # out random: zeros would let no gradient through to the first layers.)
         nn.init.zeros_(self.token_embedding_table.weight)
 
     def forward(self, idx, targets=None):
@@ -140,7 +140,7 @@ def report(step, started):
 def train():
     """Adjusts the weights, step by step, to make the actual next characters more probable."""
     # AdamW moves a weight against the average of its recent gradients, divided by their usual
-    # size: so it moves by about learning_rate, even where gradients are small.
+    # size: so it mostly moves by a bit less than learning_rate, however small they are.
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     # The learning rate falls to 0, so that the weights settle instead of following each batch.
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max_iters)

@@ -24,11 +24,11 @@ eval_interval = 500  # steps between loss estimates
 eval_iters = 30  # batches averaged in each loss estimate, for each split
 learning_rate = 1.5e-3  # peak learning rate: how far a step moves a weight
 warmup_iters = 100  # warm-up: steps in which the learning rate rises (1: none); then it decays
-weight_decay = 0.3  # a step shrinks matrices by learning_rate * weight_decay: 0.045 % at most
+weight_decay = 0.3  # a step shrinks matrices by learning_rate * weight_decay, here 0.045 %
 n_embd = 128  # embedding dimension: how many numbers represent one position
 n_head = 4  # attention heads per block, each of size n_embd / n_head
 n_layer = 3  # blocks, one after another
-dropout = 0.0  # dropout probability: in training, sets this fraction to 0, enlarges the rest
+dropout = 0.0  # dropout probability: in training, numbers are set to 0, the rest enlarged
 temperature = 0.8  # above 0; in generation, below 1: more predictable; above 1: more varied
 top_k = None  # in generation: only the k most probable characters; None: all of them
 seed = 1337  # random seed: the same run again, on the same CPU with the same torch
@@ -52,7 +52,7 @@ def decode(ids):
     return ''.join(chars[i] for i in ids)
 
 
-# --- Batches. A tensor is torch's array; the remark at the end of a line shows its shape.
+# --- Batches. A tensor is torch's array. A remark such as (B, T) shows the shape of one.
 data = torch.tensor(encode(text), dtype=torch.long)  # (len(text))
 n_train = len(data) * 9 // 10
 train_data, val_data = data[:n_train], data[n_train:]  # val, the last tenth: never trained on
@@ -126,7 +126,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers that process each position on its own. (B, T, C) -> (B, T, C)"""
+    """Two linear layers and a ReLU, for each position on its own. (B, T, C) -> (B, T, C)"""
 
     def __init__(self, n_embd):
         super().__init__()
@@ -214,7 +214,7 @@ class GPTLanguageModel(nn.Module):
             probs = logits.softmax(dim=-1)  # (B, vocab_size): probabilities, which sum to 1
             idx_next = torch.multinomial(probs, num_samples=1)  # (B, 1): drawn at random
             idx = torch.cat((idx, idx_next), dim=1)  # (B, T + 1): one longer each time
-        self.train()  # dropout on again
+        self.train()  # back to training mode
         return idx
 
 
@@ -245,12 +245,12 @@ def estimate_loss():
 
 
 checkpoint_path = folder / 'gpt.pt'
-val_losses = []  # of the weights that this run has saved: the last is the lowest
+saved_val_losses = []  # of the weights that this run has saved: each is lower
 
 
 def set_aside_older_model():
     """Renames the gpt.pt of an earlier run: from here on, a gpt.pt is of this run."""
-    val_losses.clear()
+    saved_val_losses.clear()
     if checkpoint_path.exists():
         kept_path = folder / f'gpt-{datetime.now():%Y-%m-%d-%H%M%S-%f}.pt'
         checkpoint_path.rename(kept_path)
@@ -274,9 +274,9 @@ def report(step, started):
     print(f"step {step} of {max_iters}: train loss {losses['train']:.4f}, "
           f"val loss {losses['val']:.4f}, {time.time() - started:.0f} s", flush=True)
     assert math.isfinite(sum(losses.values())), 'the loss is not finite: lower learning_rate'
-    if step > 0 and losses['val'] < min(val_losses, default=math.inf):  # step 0: untrained
+    if step > 0 and losses['val'] < min(saved_val_losses, default=math.inf):
         save()
-        val_losses.append(losses['val'])
+        saved_val_losses.append(losses['val'])
     context = torch.zeros((1, 1), dtype=torch.long, device=device)
     with torch.random.fork_rng():  # restores the random state, so that samples change no run
         sample = decode(m.generate(context, max_new_tokens=80)[0].tolist())
@@ -287,7 +287,7 @@ def train():
     """Adjusts the weights, step by step, to make the actual next characters more probable."""
     set_aside_older_model()
     # AdamW moves a weight against the average of its recent gradients, divided by their usual
-    # size: so it moves by about learning_rate, even where gradients are small.
+    # size: so it mostly moves by a bit less than learning_rate, however small they are.
     # Weight decay is for matrices: the few vectors hardly overfit, and the scale of a layer
     # norm, pulled to 0, would switch its channel off.
     matrices = [p for p in model.parameters() if p.dim() >= 2]  # embeddings, too
@@ -298,7 +298,7 @@ def train():
     ], lr=learning_rate, fused=True)  # fused: all weights in one call, which is faster
     # The learning rate falls to 0, so that the weights settle instead of following each batch.
     # But first it rises, as long as AdamW's averages rest on few batches. (It is learning_rate
-    # times the lower of these two lines, which meet at 0.99.)
+    # times the lower of these two lines, which meet just below 1.)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup_iters, 1 - step / max_iters))
 

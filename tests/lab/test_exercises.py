@@ -53,7 +53,7 @@ def loss_after_training(gpt):
     """The validation loss of the saved weights, in nats per character."""
     gpt.model.generate = lambda context, max_new_tokens: context  # samples would take seconds
     gpt.train()
-    return gpt.val_losses[-1]
+    return gpt.saved_val_losses[-1]
 
 
 def greedy(gpt, idx, length):

@@ -2,6 +2,7 @@
 import re
 
 import pytest
+import torch
 
 from scripts import PROJECT
 from solutions import EXERCISES
@@ -57,7 +58,7 @@ def test_a_command_names_files_and_options_that_exist(path, command):
                                         if not SHELL.match(span) and '--' not in span])
 def test_a_name_in_code_type_is_a_name_in_the_code(path, span):
     """Of the scripts or the programs: a word with an underscore, or one that gets a value."""
-    known = set(re.findall(r'\w+', ' '.join(CODE.values())))
+    known = set(re.findall(r'\w+', ' '.join(CODE.values()))) | set(dir(torch))
     names = re.findall(r'\b(?:[a-z]\w*_\w*|\w+(?= = ))', span)
     assert [name for name in names if name not in known] == [] or (PROJECT / span).exists()
 
@@ -97,4 +98,13 @@ def test_the_results_name_the_size_that_is_the_default(monkeypatch):
 @pytest.mark.parametrize('path', TEXT, ids=lambda path: path.parent.name)
 def test_every_link_is_whole(path):
     for link in re.findall(r'\]\(([^)]+)\)', TEXT[path]):
-        assert re.fullmatch(r'https://[\w./?=&%-]+', link) or (path.parent / link).exists(), link
+        if link.startswith('https:'):
+            assert re.fullmatch(r'https://[\w./?=&%-]+', link), link
+            continue
+        file, _, anchor = link.partition('#')
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        titles = [re.sub(r'[^\w -]', '', title).lower().replace(' ', '-')
+                  for title in re.findall(r'(?m)^#+ (.*)', target.read_text(encoding='utf-8'))] \
+            if anchor else ['']
+        assert anchor in titles, link
