@@ -153,7 +153,8 @@ def without_heads(gpt, text, inside):
     for layer in range(1, gpt.n_layer + 1):
         for head in range(1, gpt.n_head + 1):
             other = compute(gpt, text, [(layer, head)]).losses.mean().item()
-            lines.append(f'layer {layer}, head {head}: {other:.2f} ({other - loss:+.2f})')
+            rise = round(other, 2) - round(loss, 2)  # as printed
+            lines.append(f'layer {layer}, head {head}: {other:.2f} ({rise:+.2f})')
     return lines + ['']
 
 
