@@ -4,8 +4,8 @@
     python tests/lab/inside.py --page         the model in a page for the browser: gpt.html
     python tests/lab/inside.py --nearest .    the characters with the most similar embeddings
 
-Without a text, it takes some of the validation text. The page, gpt.html, lies beside gpt.pt. It holds
-the weights, the template page.html, and model.js, which computes in the browser.
+Without a text, it takes some of the validation text. The page, gpt.html, lies beside gpt.pt. It
+consists of a template, page.html, of model.js, which computes in the browser, and of the weights.
 """
 import argparse
 import base64
