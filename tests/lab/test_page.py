@@ -64,6 +64,7 @@ const texts = selector => [...document.querySelectorAll(selector)].map(e => e.te
 """
 DRIVE = """
 (async () => {
+  if (document.querySelector('main').hidden) return report({refused: computed()});
   const found = {computed: [computed()]};
   found.first = {names: texts('#surprise b').slice(0, positions.length),
                  error: find('error').hidden};
@@ -196,6 +197,7 @@ def pair(world, request):
     """A model as a module, its page's context, and what the browser found on its page."""
     models, found = world
     gpt = models[request.param]
+    assert 'refused' not in found[request.param], 'the page finds other logits than torch'
     return gpt, min(gpt.block_size, 64), found[request.param]
 
 
