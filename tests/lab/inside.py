@@ -252,8 +252,8 @@ def main():
     in_order = [names[c] for c in gpt.chars]
 
     if arguments.nearest is not None:
-        check(arguments.nearest in gpt.chars, f'--nearest: {arguments.nearest!r} is not one of the '
-              'characters that the model knows')
+        check(arguments.nearest in gpt.chars, f'--nearest: {arguments.nearest!r} is not one of '
+              'the characters that the model knows')
         print(*nearest(gpt, arguments.nearest, in_order), sep='\n')
         return
 

@@ -1,9 +1,9 @@
 // The model of gpt.py, told a second time: in JavaScript, with no library, as it runs in gpt.html.
 //
-// The names are those of gpt.py and of the weights in gpt.pt. One thing differs: gpt.py computes all
-// positions of a text at once, and this file one after another. Each position leaves its keys and
-// values in a list, `past`, where the later ones find them. Nobody can read a position that is not
-// there yet, so no causal mask is needed.
+// The names are those of gpt.py and of the weights in gpt.pt. One thing differs: gpt.py computes
+// all positions of a text at once, and this file one after another. Each position leaves its keys
+// and values in a list, `past`, where the later ones find them. Nobody can read a position that is
+// not there yet, so no causal mask is needed.
 'use strict';
 
 /** The sum of two lists of numbers: with a bias, for instance, or in a residual connection. */
@@ -115,7 +115,7 @@ function forward(model, id, past, off = new Set()) {
   return position;
 }
 
-/** The last two layers: from C numbers to logits. Applied early, they show what is known so far. */
+/** The last two layers, from C numbers to logits. Applied early, they show what is known then. */
 function logitsOf(model, x) {  // (C) -> (vocab_size)
   return linear(model.weights, 'lm_head', layerNorm(model.weights, 'ln_f', x));
 }
@@ -128,7 +128,7 @@ function crossEntropy(logits, id) {
 }
 
 /** The probabilities from which generate in gpt.py draws the next character. */
-function probabilities(logits, temperature = 1, top_k = Infinity) {  // (vocab_size) -> (vocab_size)
+function probabilities(logits, temperature, top_k) {  // (vocab_size) -> (vocab_size)
   const scaled = logits.map(logit => logit / temperature);  // in 32 bits, as in torch: ties stay
   const kthLargest = scaled.slice().sort().at(-Math.min(top_k, scaled.length));
   return softmax(scaled.map(logit => logit < kthLargest ? -Infinity : logit));

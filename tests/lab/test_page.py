@@ -24,7 +24,8 @@ STRANGE_NAMES = [*'</script>"\\\'&', '↵', 'U+2028', 'U+202E', '😀', 'א', '�
 SCRIPT = '</script><script>find("error").hidden = false</script><!--'
 LONG = 'He was a ram at home, and at the House it rained and he ran. I call him now a cloud.'
 # In each page: the first text, then two others that begin like it, the second of which is long.
-TEXTS = {'small': [STRANGE, STRANGE[:8] + 'the', LONG], 'large': [SCRIPT, SCRIPT[:30] + LONG, LONG]}
+TEXTS = {'small': [STRANGE, STRANGE[:8] + 'the', LONG],
+         'large': [SCRIPT, SCRIPT[:30] + LONG, LONG]}
 LOGITS = [2.5, -1.0, 4.0, 3.25, 3.25, 0.0, 3.25, -7.5]  # with three that are equal
 HEAD = 4  # the head to switch off, of six: the second of layer 2 with three heads in each layer
 
@@ -206,7 +207,8 @@ def torch_computes(gpt, ids, off=None):
     """The same as the page's `computed`, by gpt.py itself; one head's output may be set to 0."""
     weights, stream, hooks = [], [], []
     for layer, block in enumerate(gpt.model.eval().blocks):
-        hooks.append(block.register_forward_pre_hook(lambda _, inputs: stream.append(inputs[0][0])))
+        hooks.append(block.register_forward_pre_hook(
+            lambda _, inputs: stream.append(inputs[0][0])))
         hooks.append(block.sa.dropout.register_forward_pre_hook(  # it gets the attention weights
             lambda _, inputs: weights.append(inputs[0][0]) if inputs[0].dim() == 4 else None))
         if off is not None and off // gpt.n_head == layer:
