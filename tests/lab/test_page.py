@@ -41,6 +41,9 @@ EDITS = {
                 for name in ('ln1', 'ln2', 'ln_f')],
     'rotary': [ROTARY],
     'no positions': [('x = x + self.position_embedding_table(positions)', 'x = x')],
+    'one position': [  # the page would compute nan, for every position but the first
+        ('_table = nn.Embedding(block_size, n_embd)', '_table = nn.Embedding(1, n_embd)'),
+        ('position_embedding_table(positions)', 'position_embedding_table(0 * positions)')],
     'no mask': [('scores = scores + causal_mask', 'scores = scores')],
 }
 
@@ -168,8 +171,8 @@ def browse(folder, pages):
          (folder / 'all.html').as_uri()],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8', timeout=100)
     assert 'CONSOLE' not in run.stderr, run.stderr
-    lines = html.unescape(re.search('(?s)<pre>(.*?)</pre>', run.stdout)[1]).splitlines()
-    reports = {report.pop('page'): report for report in map(json.loads, lines)}
+    lines = html.unescape(re.search('(?s)<pre>(.*?)</pre>', run.stdout)[1]).split('\n')
+    reports = {report.pop('page'): report for report in map(json.loads, filter(None, lines))}
     assert reports.keys() == pages.keys()
     return reports
 
