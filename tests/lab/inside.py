@@ -93,6 +93,7 @@ def look(gpt, text):
         inside = compute(gpt, text)
         logits = gpt.model.eval()(torch.tensor([gpt.encode(text)]))[0][0]  # (T, vocab_size)
         same = torch.allclose(inside.lens[-1], logits, rtol=0, atol=1e-3)
+        same = same and all(len(token) == 1 for token in gpt.chars)  # a picture has characters
     except Exception:  # a model with other parts raises errors of many types
         same = False
     check(same, 'this model computes something else than the unedited gpt.py, or it has no '

@@ -57,6 +57,11 @@ def test_an_edited_model_is_refused_with_one_sentence(tmp_path, edits):
     assert 'cannot show it' in exit_message(inside.look, gpt, TEXT[:9])
 
 
+def test_a_tokenizer_of_pairs_is_refused(trained):
+    trained.chars = ['th', *trained.chars[1:]]
+    assert 'cannot show it' in exit_message(inside.look, trained, TEXT[:9])
+
+
 def test_without_blocks_there_is_nothing_to_show(tmp_path):
     assert 'no attention' in exit_message(inside.look, random_model(tmp_path, n_layer=0), TEXT[:9])
 

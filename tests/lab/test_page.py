@@ -71,7 +71,7 @@ DRIVE = """
   if (document.querySelector('main').hidden) return report({refused: computed()});
   const found = {computed: [computed()]};
   found.first = {names: texts('#surprise b').slice(0, positions.length),
-                 error: find('error').hidden};
+                 caption: find('lens').caption.textContent, error: find('error').hidden};
   for (const text of TEXTS.slice(1)) { await type(text); found.computed.push(computed()); }
 
   await type(LONG.slice(0, 14) + STRANGE);  // what is drawn
@@ -281,6 +281,7 @@ def test_strange_characters_get_a_name_and_a_script_in_the_text_is_only_text(wor
     _, found = world
     assert found['small']['first']['names'] == STRANGE_NAMES[-16:]
     assert ''.join(found['large']['first']['names']) == SCRIPT.replace(' ', '␣')
+    assert SCRIPT[-13:-1] in found['large']['first']['caption']
     for name in ('small', 'large'):
         assert found[name]['first']['error'] and found[name]['loaded'] == 0
 
