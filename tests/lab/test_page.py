@@ -107,6 +107,9 @@ DRIVE = """
   await type('the');
   await wait(300);
   found.stopped = [find('field').value, live(), find('go').textContent];
+  find('go').click();
+  find('field').dispatchEvent(new Event('compositionstart'));  // of a character with many keys
+  found.composing = find('go').textContent;
 
   await type('a€b’c\U0001F98A€');
   found.unknown = [computed().ids, find('status').textContent];
@@ -322,7 +325,7 @@ def test_it_starts_like_gpt_without_a_text_and_goes_on_until_something_is_typed(
     assert found['fromEmpty'][0] == gpt.chars[0] and len(found['fromEmpty']) == 2
     length, live = found['wentOn']
     assert length >= 4 and live == 'off'
-    assert found['stopped'] == ['the', 'polite', 'Go on']
+    assert found['stopped'] == ['the', 'polite', 'Go on'] and found['composing'] == 'Go on'
 
 
 @pytest.mark.parametrize('temperature, top_k', [(0.8, None), (1.7, 3), (0.001, None), (0.3, 1)])
