@@ -108,7 +108,7 @@ DRIVE = """
   await wait(300);
   found.stopped = [find('field').value, live(), find('go').textContent];
   find('go').click();
-  find('field').dispatchEvent(new Event('compositionstart'));  // of a character with many keys
+  find('field').dispatchEvent(new Event('compositionstart'));
   found.composing = find('go').textContent;
 
   await type('a€b’c\U0001F98A€');
