@@ -91,13 +91,14 @@ function feedForward(weights, name, x) {  // (C) -> (C)
 }
 
 /**
- * The position of one more token id, after those in `past`. It has
+ * The position of one more token id, after those in `past`, with the heads in `off` switched off
+ * (layer * n_head + head, both counted from 0). It has
  *   x: its C numbers after the embeddings and after each block, (n_layer + 1) lists;
  *   blocks: its keys k, values v and attention weights att (n_head, T), of each block;
  *   logits: a score for each character of the vocabulary, (vocab_size): which one comes next?
  *   loss: what this character cost, by the logits of the position before; the first has none.
  */
-function forward(model, id, past, off = new Set()) {
+function forward(model, id, past, off) {
   const {weights, n_embd} = model;
   const row = (table, i) => weights[`${table}.weight`].subarray(i * n_embd, (i + 1) * n_embd);
   let x = row('token_embedding_table', id);  // (C): which character this is
@@ -138,5 +139,5 @@ function probabilities(logits, temperature, top_k) {  // (vocab_size) -> (vocab_
 function draw(ps, random) {
   let left = random;
   const id = ps.findIndex(p => (left -= p) < 0);
-  return id >= 0 ? id : ps.lastIndexOf(Math.max(...ps));  // all shares sum to 0.9999999
+  return id >= 0 ? id : ps.lastIndexOf(Math.max(...ps));  // if the shares sum to 0.9999999
 }

@@ -172,7 +172,8 @@ def browse(folder, pages):
          '--disable-sync', f'--user-data-dir={folder / "profile"}', '--window-size=1700,1300',
          '--enable-logging=stderr', '--dump-dom',
          (folder / 'all.html').as_uri()],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8', timeout=100)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8', errors='replace',
+        timeout=100)
     assert 'CONSOLE' not in run.stderr, run.stderr
     lines = html.unescape(re.search('(?s)<pre>(.*?)</pre>', run.stdout)[1]).split('\n')
     reports = {report.pop('page'): report for report in map(json.loads, filter(None, lines))}
