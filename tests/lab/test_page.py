@@ -87,6 +87,8 @@ DRIVE = """
   find('off').click();
   await frame();
   found.off = {...computed(), bars: texts('#bars td:nth-child(2)')};
+  while (rises.size < heads.length) await wait(20);
+  found.risesOff = [...rises.entries()];
   find('all-on').click();
   await frame();
   found.on = computed();
@@ -210,18 +212,22 @@ def pair(world, request):
 
 
 @torch.no_grad()
-def torch_computes(gpt, ids, off=None):
-    """The same as the page's `computed`, by gpt.py itself; one head's output may be set to 0."""
+def torch_computes(gpt, ids, off=()):
+    """The same as the page's `computed`, by gpt.py itself, with the output of some heads at 0."""
     weights, stream, hooks = [], [], []
+
+    def switch_off(layer, out):  # (B, T, C) -> (B, T, C)
+        out = out.clone().unflatten(-1, (gpt.n_head, -1))  # (B, T, nh, hs)
+        out[:, :, [head % gpt.n_head for head in off if head // gpt.n_head == layer]] = 0
+        return out.flatten(2)
+
     for layer, block in enumerate(gpt.model.eval().blocks):
         hooks.append(block.register_forward_pre_hook(
             lambda _, inputs: stream.append(inputs[0][0])))
         hooks.append(block.sa.dropout.register_forward_pre_hook(  # it gets the attention weights
             lambda _, inputs: weights.append(inputs[0][0]) if inputs[0].dim() == 4 else None))
-        if off is not None and off // gpt.n_head == layer:
-            hooks.append(block.sa.proj.register_forward_pre_hook(lambda _, inputs: (
-                inputs[0].unflatten(-1, (gpt.n_head, -1)).index_fill(
-                    2, torch.tensor(off % gpt.n_head), 0).flatten(2),)))
+        hooks.append(block.sa.proj.register_forward_pre_hook(
+            lambda _, inputs, layer=layer: (switch_off(layer, inputs[0]),)))
     hooks.append(gpt.model.ln_f.register_forward_pre_hook(
         lambda _, inputs: stream.append(inputs[0][0])))
     ids = torch.tensor(ids)
@@ -243,7 +249,7 @@ def flat(numbers):
     return [number for part in numbers for number in flat(part)]
 
 
-def assert_equal(found, gpt, off=None):
+def assert_equal(found, gpt, off=()):
     for name, expected in torch_computes(gpt, found['ids'], off).items():
         expected = expected if isinstance(expected, list) else expected.tolist()
         assert flat(found[name]) == pytest.approx(flat(expected), abs=1e-4), name
@@ -292,21 +298,22 @@ def test_strange_characters_get_a_name_and_a_script_in_the_text_is_only_text(wor
 
 def test_a_head_that_is_switched_off_counts_as_0_until_it_is_on_again(pair):
     gpt, context, found = pair
-    assert_equal(found['off'], gpt, HEAD)
+    assert_equal(found['off'], gpt, {HEAD})
     assert_equal(found['on'], gpt)
     assert found['off']['bars'] != found['shown']['bars'][1::2]
 
 
-def test_beside_each_head_stands_how_much_the_loss_rises_without_it(pair):
+@pytest.mark.parametrize('name, off', [('rises', set()), ('risesOff', {HEAD})])
+def test_beside_each_head_stands_how_much_the_loss_rises_without_it(pair, name, off):
+    """Also while another head is off, and for a head that is off."""
     gpt, context, found = pair
-    ids = gpt.encode(LONG[:14] + '<')
-    loss = torch_computes(gpt, ids)['losses'].mean().item()
-    without = [torch_computes(gpt, ids, head)['losses'].mean().item()
-               for head in range(gpt.n_layer * gpt.n_head)]
-    assert flat(found['rises']) == pytest.approx(
-        flat([[head, [loss, other]] for head, other in enumerate(without)]), abs=1e-4)
-    assert [float(number.replace('−', '-')) for number in found['numbers']] == pytest.approx(
-        [other - loss for other in without], abs=0.011)
+    losses = [[head, [torch_computes(gpt, gpt.encode(LONG[:14] + '<'), heads)['losses'].mean().item()
+                      for heads in (off - {head}, off | {head})]]
+              for head in range(gpt.n_layer * gpt.n_head)]
+    assert flat(found[name]) == pytest.approx(flat(losses), abs=1e-4)
+    if not off:
+        assert [float(number.replace('−', '-')) for number in found['numbers']] == pytest.approx(
+            [without - shown for _, (shown, without) in losses], abs=0.011)
 
 
 def test_with_top_k_1_it_writes_what_generate_writes(pair, monkeypatch):
