@@ -307,7 +307,8 @@ def test_a_head_that_is_switched_off_counts_as_0_until_it_is_on_again(pair):
 def test_beside_each_head_stands_how_much_the_loss_rises_without_it(pair, name, off):
     """Also while another head is off, and for a head that is off."""
     gpt, context, found = pair
-    losses = [[head, [torch_computes(gpt, gpt.encode(LONG[:14] + '<'), heads)['losses'].mean().item()
+    ids = gpt.encode(LONG[:14] + '<')
+    losses = [[head, [torch_computes(gpt, ids, heads)['losses'].mean().item()
                       for heads in (off - {head}, off | {head})]]
               for head in range(gpt.n_layer * gpt.n_head)]
     assert flat(found[name]) == pytest.approx(flat(losses), abs=1e-4)
