@@ -158,7 +158,7 @@ def browse(folder, pages):
         frames += f'<iframe src="{path.name}" width=400 height=300></iframe>'
     # The browser ends when the page is loaded: an open document in it, closed by the last report,
     # holds that up.
-    (folder / 'all.html').write_text(f"""<pre></pre><iframe id="open"></iframe>{frames}<script>
+    (folder / 'all.html').write_text(f"""<pre></pre><iframe id="open"></iframe><script>
         const open = document.getElementById('open').contentDocument;
         open.open();
         let missing = {len(pages)};
@@ -167,13 +167,12 @@ def browse(folder, pages):
           if (--missing === 0) open.close();
         }};
         setTimeout(() => open.close(), 60_000);
-        </script>""")
+        </script>{frames}""")
     run = subprocess.run(
         [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic',
          '--no-first-run', '--disable-background-networking', '--disable-component-update',
          '--disable-sync', f'--user-data-dir={folder / "profile"}', '--window-size=1700,1300',
-         '--enable-logging=stderr', '--dump-dom',
-         (folder / 'all.html').as_uri()],
+         '--enable-logging=stderr', '--dump-dom', (folder / 'all.html').as_uri()],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8', errors='replace',
         timeout=100)
     assert 'CONSOLE' not in run.stderr, run.stderr
