@@ -2,10 +2,8 @@
 import io
 import os
 import runpy
-import signal
-import subprocess
 import sys
-import threading
+import traceback
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / 'lab'))
 from scripts import PROJECT, edited, load
 
-POSIX = os.name == 'posix'
-posix_only = pytest.mark.skipif(not POSIX, reason='needs the signals or terminals of Unix')
 each_script = pytest.mark.parametrize('script', ['bigram.py', 'gpt.py'])
 
 # A text of our own, so that the tests do not depend on what input.txt holds.
@@ -46,67 +42,26 @@ def import_script(folder, script, text=TEXT, *edits, **hyperparameters):
     return load(copy_script(folder, script, text, *edits, **hyperparameters))
 
 
-@pytest.fixture
-def start():
-    """Starts a script as a process, in another folder than its own; it ends with the test, or
-    after two minutes.
-    """
-    processes, timers = [], []
-
-    def start(script, *arguments, **options):
-        env = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}
-        usual = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
-                     cwd=os.path.expanduser('~'), env={**env, 'PYTHONIOENCODING': 'utf-8'})
-        if POSIX:
-            # A test run in the background ignores Ctrl-C, and its children would inherit that.
-            usual['preexec_fn'] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-        processes.append(subprocess.Popen([sys.executable, str(script), *arguments],
-                                          **{**usual, **options}))
-        timers.append(threading.Timer(120, processes[-1].kill))
-        timers[-1].start()
-        return processes[-1]
-
-    yield start
-    for process, timer in zip(processes, timers):
-        timer.cancel()
-        process.kill()
-        process.wait(timeout=60)
-        for stream in (process.stdout, process.stderr):
-            if stream:
-                stream.close()
-
-
-def result_of(process):
-    """Waits for the end of a process: standard output, standard error, exit status."""
-    out, err = process.communicate(timeout=120)
-    return out, err, process.returncode
-
-
 def run_here(script, *arguments, encoding='utf-8'):
     """Runs a script like a process of its own, but in this one: it saves the seconds in which
     Python and torch start. Returns standard output, standard error, exit status.
     """
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2))
+    status = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'stdout', out)
         patch.setattr(sys, 'stderr', err)
         patch.setattr(sys, 'argv', [str(script), *arguments])
-        patch.setattr(sys, 'excepthook', sys.excepthook)
-        patch.setattr(os, '_exit', sys.exit)
-        status = 0
         try:
-            try:
-                runpy.run_path(str(script), run_name='__main__')
-            except SystemExit:
-                raise
-            except BaseException as error:  # as Python does with an error that nobody catches
-                status = 1
-                sys.excepthook(type(error), error, error.__traceback__)
+            runpy.run_path(str(script), run_name='__main__')
         except SystemExit as end:
             status = end.code or 0
             if isinstance(status, str):
                 print(status, file=err)
                 status = 1
+        except Exception:
+            traceback.print_exc()
+            status = 1
     return *(stream.buffer.getvalue().decode(encoding) for stream in (out, err)), status
 
 

@@ -24,16 +24,25 @@ def test_a_character_that_the_text_does_not_have_has_no_token(module):
 
 
 @each_script
-@pytest.mark.parametrize('length', [1, 10, 11, 15, 19, 4321, 8000])
+@pytest.mark.parametrize('length', [11, 15, 19, 20, 4321, 8000])
 def test_the_first_nine_tenths_are_for_training_and_the_rest_is_held_out(tmp_path, script, length):
     """The splits do not overlap: a model may have memorised text that it was trained on. If ten
     does not divide the length, the held-out part is rounded up.
     """
-    module = import_script(tmp_path, script, TEXT[:length], **SMALL_OF[script])
+    module = import_script(tmp_path, script, TEXT[:length], **{**SMALL_OF[script], 'block_size': 1})
     assert len(module.train_data) == length * 9 // 10
     train_text = module.decode(module.train_data.tolist())
     val_text = module.decode(module.val_data.tolist())
     assert train_text + val_text == TEXT[:length]
+
+
+@each_script
+def test_a_text_too_short_for_one_held_out_sequence_is_refused(tmp_path, script):
+    """A sequence takes block_size + 1 characters, here 17: the last tenth of 161 has just that."""
+    with pytest.raises(AssertionError, match='more than 160 characters into input.txt'):
+        import_script(tmp_path, script, TEXT[:160], **SMALL_OF[script])
+    module = import_script(tmp_path, script, TEXT[:161], **SMALL_OF[script])
+    assert module.get_batch('val')[0].shape == (4, 16)
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
@@ -84,5 +93,6 @@ def test_batches_are_contiguous_so_that_view_works_on_them(module):
 
 @each_script
 def test_windows_line_ends_and_a_byte_order_mark_do_not_become_tokens(tmp_path, script):
-    module = import_script(tmp_path, script, b'\xef\xbb\xbfone\r\ntwo\r\n', **SMALL_OF[script])
-    assert module.text == 'one\ntwo\n'
+    text = b'\xef\xbb\xbf' + 40 * b'one\r\ntwo\r\n'
+    module = import_script(tmp_path, script, text, **SMALL_OF[script])
+    assert module.text == 40 * 'one\ntwo\n'

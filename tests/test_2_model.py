@@ -10,8 +10,6 @@ from torch.testing import assert_close
 
 from conftest import SMALL, SMALL_BIGRAM, import_script, randomize_, tokens
 
-both_forms_of_attention = pytest.mark.parametrize('fused_attention', [True, False])
-
 
 # --- Logits and loss
 def test_there_is_a_logit_for_each_next_character_and_a_loss_if_there_are_targets(module):
@@ -57,10 +55,8 @@ def test_the_bigram_model_sees_only_the_current_character(tmp_path):
 
 
 # --- Attention
-@both_forms_of_attention
-def test_the_future_never_reaches_the_past(tmp_path, fused_attention):
+def test_the_future_never_reaches_the_past(gpt):
     """Change the character at position 9: predictions before it stay, from there on they change."""
-    gpt = import_script(tmp_path, 'gpt.py', **SMALL, fused_attention=fused_attention)
     model = randomize_(gpt.model)
     x = tokens(gpt, gpt.block_size)
     changed = x.clone()
@@ -69,29 +65,25 @@ def test_the_future_never_reaches_the_past(tmp_path, fused_attention):
     assert difference[:, :9].max() < 1e-6 and difference[:, 9:].min() > 1e-4
 
 
-def one_head(q, k, v):
-    """Attention of one head, position by position; q, k and v are (T, hs)."""
-    outputs = []
-    for i in range(len(q)):
-        scores = torch.stack([q[i] @ k[j] / math.sqrt(len(q[i])) for j in range(i + 1)])
-        weights = scores.softmax(dim=0)  # how much of each position up to i is taken
-        outputs.append(sum(weights[j] * v[j] for j in range(i + 1)))
-    return torch.stack(outputs)
+@pytest.mark.parametrize('dropout', [0.0, 0.3])
+def test_attention_is_torchs_scaled_dot_product_attention(tmp_path, dropout):
+    """Torch has it all as one function. From the same seed, dropout sets the same weights to 0."""
+    gpt = import_script(tmp_path, 'gpt.py', **SMALL, dropout=dropout)
+    attention = randomize_(gpt.MultiHeadAttention(gpt.n_embd, gpt.n_head))
+    x = torch.randn(3, gpt.block_size, gpt.n_embd)
+    torch.manual_seed(0)
+    ours = attention(x)
+    torch.manual_seed(0)
+    q, k, v = (part.unflatten(-1, (gpt.n_head, -1)).transpose(1, 2)
+               for part in attention.qkv(x).chunk(3, dim=-1))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+    torchs = F.dropout(attention.proj(out.transpose(1, 2).flatten(2)), dropout)
+    assert_close(ours, torchs)
 
 
-@both_forms_of_attention
-def test_multi_head_attention_is_single_heads_side_by_side(tmp_path, fused_attention):
-    """Each head has its own slice of queries, keys and values; proj mixes what they return."""
-    gpt = import_script(tmp_path, 'gpt.py', **SMALL, fused_attention=fused_attention)
-    C, hs = gpt.n_embd, gpt.n_embd // gpt.n_head
-    attention = randomize_(gpt.MultiHeadAttention(gpt.n_head, hs))
-    x = torch.randn(1, gpt.block_size, C)
-    queries, keys, values = attention.qkv(x)[0].split(C, dim=-1)  # (T, C) each
-    heads = []
-    for head in range(gpt.n_head):
-        channels = slice(head * hs, (head + 1) * hs)
-        heads.append(one_head(queries[:, channels], keys[:, channels], values[:, channels]))
-    assert_close(attention(x)[0], attention.proj(torch.cat(heads, dim=-1)))
+def test_an_embedding_that_the_heads_do_not_divide_is_refused(tmp_path):
+    with pytest.raises(AssertionError, match='n_embd = 16: use a multiple of n_head = 3'):
+        import_script(tmp_path, 'gpt.py', **{**SMALL, 'n_head': 3})
 
 
 # --- The whole
@@ -133,10 +125,8 @@ def torchs_name(name):
     return name
 
 
-@both_forms_of_attention
-def test_the_whole_gpt_equals_the_same_network_of_torchs_own_modules(tmp_path, fused_attention):
+def test_the_whole_gpt_equals_the_same_network_of_torchs_own_modules(gpt):
     """With the same weights, it has the same logits and the same gradients for all parameters."""
-    gpt = import_script(tmp_path, 'gpt.py', **SMALL, fused_attention=fused_attention)
     model = randomize_(gpt.model)
     torchs_gpt = TorchsGPT(gpt)
     x, y = tokens(gpt, gpt.block_size), tokens(gpt, gpt.block_size)
@@ -151,14 +141,13 @@ def test_the_whole_gpt_equals_the_same_network_of_torchs_own_modules(tmp_path, f
         assert_close(parameter.grad, torchs.grad, rtol=1e-4, atol=1e-5)
 
 
-@both_forms_of_attention
 def test_dropout_is_for_attention_weights_and_what_attention_and_feed_forward_add_to_x(
-        tmp_path, fused_attention):
+        tmp_path):
     """And for nothing else, and in training only: from the same seed, torch's own modules zero the
     same numbers, but only if each dropout is in the same place. (With several sequences, torch's
     layer has them in another order in memory, and zeroes others.)
     """
-    gpt = import_script(tmp_path, 'gpt.py', **SMALL, dropout=0.3, fused_attention=fused_attention)
+    gpt = import_script(tmp_path, 'gpt.py', **SMALL, dropout=0.3)
     model = randomize_(gpt.model)
     torchs_gpt = TorchsGPT(gpt)
     x = tokens(gpt, gpt.block_size, batch=1)
@@ -185,11 +174,8 @@ def test_nearly_all_parameters_are_in_the_blocks_about_12_times_C_squared_in_eac
     assert size(gpt.model.blocks) > 0.9 * size(gpt.model)
 
 
-def test_initial_weights_are_torchs_except_embeddings_and_the_ends_of_residual_branches(tmp_path):
-    """Embeddings start with std 0.1. A Linear starts uniform in +-1/sqrt(C_in), and that has std
-    1/sqrt(3 * C_in). The last layer of each branch that is added to x gets less, by sqrt(2 *
-    n_layer): that many branches are added up, and their variances with them.
-    """
+def test_initial_weights_are_torchs_but_embeddings_start_with_a_tenth(tmp_path):
+    """A Linear starts uniform in +-1/sqrt(C_in), and that has std 1/sqrt(3 * C_in)."""
     gpt = import_script(tmp_path, 'gpt.py', **{**SMALL, 'n_embd': 64, 'n_layer': 3})
     for name, layer in gpt.model.named_modules():
         if isinstance(layer, nn.Embedding):
@@ -199,11 +185,21 @@ def test_initial_weights_are_torchs_except_embeddings_and_the_ends_of_residual_b
             assert torch.equal(layer.bias, torch.zeros(64))
         elif isinstance(layer, nn.Linear):
             std = 1 / math.sqrt(3 * layer.in_features)
+            assert layer.weight.std().item() == pytest.approx(std, rel=0.06)
             if layer.bias is not None:
                 assert layer.bias.std().item() == pytest.approx(std, rel=0.25)
-            if name.endswith('.proj'):
-                std /= math.sqrt(2 * 3)
-            assert layer.weight.std().item() == pytest.approx(std, rel=0.06)
+
+
+def test_a_new_model_takes_the_sizes_of_this_moment(gpt, tmp_path):
+    """So that a notebook can change one, and make another model."""
+    bigram = import_script(tmp_path, 'bigram.py', **SMALL_BIGRAM)
+    bigram.vocab_size = 7
+    assert bigram.BigramLanguageModel()(tokens(bigram, 2))[0].shape == (3, 2, 7)
+    gpt.n_embd, gpt.n_head, gpt.n_layer, gpt.block_size = 24, 3, 4, 9
+    model = gpt.GPTLanguageModel()
+    assert model(tokens(gpt, 9))[0].shape == (3, 9, gpt.vocab_size)
+    assert len(model.blocks) == 4 and model.blocks[0].sa.n_head == 3
+    assert model.position_embedding_table.weight.shape == (9, 24)
 
 
 def test_every_layer_and_every_block_starts_with_weights_of_its_own(gpt):

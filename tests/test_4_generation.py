@@ -4,13 +4,13 @@ import torch
 import torch.nn as nn
 from torch.testing import assert_close
 
-from conftest import SMALL, SMALL_BIGRAM, import_script, randomize_, tokens
+from conftest import SMALL_BIGRAM, import_script, randomize_, tokens
 
 
-def frequencies_of_the_next_token(module, context, **options):
+def frequencies_of_the_next_token(module, context):
     """How often each token follows the context (1, T) when generate samples it 20,000 times."""
     contexts = context.expand(20_000, -1)
-    sampled = module.model.generate(contexts, max_new_tokens=1, **options)[:, -1]
+    sampled = module.model.generate(contexts, max_new_tokens=1)[:, -1]
     return sampled.bincount(minlength=module.vocab_size) / len(sampled)
 
 
@@ -39,9 +39,10 @@ def test_the_gpt_sees_the_last_block_size_tokens(gpt, length):
 
 
 def test_the_gpt_continues_with_its_prediction_at_the_last_position(gpt):
-    """With top_k=1 nothing is random: every choice can be checked."""
-    model = randomize_(gpt.model).eval()
-    result = model.generate(tokens(gpt, 4), max_new_tokens=12, top_k=1)
+    """With top_k = 1 nothing is random: every choice can be checked."""
+    gpt.top_k = 1
+    model = randomize_(gpt.model)
+    result = model.generate(tokens(gpt, 4), max_new_tokens=12)
     most_probable = model(result)[0].argmax(dim=-1)
     assert torch.equal(result[:, 4:], most_probable[:, 3:-1])
 
@@ -66,60 +67,47 @@ def test_the_bigram_samples_with_the_probabilities_of_its_table(tmp_path):
 
 @pytest.mark.parametrize('temperature', [0.5, 1, 3])
 def test_the_gpt_samples_with_the_probabilities_of_logits_divided_by_temperature(gpt, temperature):
+    """The value counts that temperature has by then: a notebook can change it."""
+    gpt.temperature = temperature
     context = tokens(gpt, 2, batch=1)
-    logits = randomize_(gpt.model).eval()(context)[0][0, -1]
-    frequencies = frequencies_of_the_next_token(gpt, context, temperature=temperature, top_k=None)
+    logits = randomize_(gpt.model)(context)[0][0, -1]
+    frequencies = frequencies_of_the_next_token(gpt, context)
     assert_close(frequencies, (logits / temperature).softmax(dim=-1), rtol=0, atol=0.02)
 
 
 def test_top_k_samples_from_the_k_most_probable_tokens_only(gpt):
     """Among those, the ratios of the probabilities stay as they were."""
+    gpt.temperature, gpt.top_k = 1.0, 3
     context = tokens(gpt, 2, batch=1)
-    probabilities = randomize_(gpt.model).eval()(context)[0][0, -1].softmax(dim=-1)
-    frequencies = frequencies_of_the_next_token(gpt, context, temperature=1.0, top_k=3)
+    probabilities = randomize_(gpt.model)(context)[0][0, -1].softmax(dim=-1)
+    frequencies = frequencies_of_the_next_token(gpt, context)
     top = probabilities.topk(3)
     assert set(frequencies.nonzero()[:, 0].tolist()) == set(top.indices.tolist())
     assert_close(frequencies[top.indices], top.values / top.values.sum(), rtol=0, atol=0.02)
 
 
 def test_top_k_keeps_all_tokens_that_are_as_probable_as_the_last_of_them(gpt):
+    gpt.top_k = 3
     nn.init.zeros_(gpt.model.lm_head.weight)
     nn.init.zeros_(gpt.model.lm_head.bias)  # now all logits are 0
-    frequencies = frequencies_of_the_next_token(gpt, tokens(gpt, 2, batch=1), top_k=3)
+    frequencies = frequencies_of_the_next_token(gpt, tokens(gpt, 2, batch=1))
     assert_close(frequencies, torch.full_like(frequencies, 1 / gpt.vocab_size), rtol=0, atol=0.01)
 
 
 def test_a_top_k_above_the_size_of_the_vocabulary_leaves_all_tokens(gpt):
     context = tokens(gpt, 2)
     torch.manual_seed(0)
-    all_tokens = gpt.model.generate(context, max_new_tokens=50, top_k=None)
+    all_tokens = gpt.model.generate(context, max_new_tokens=50)
+    gpt.top_k = gpt.vocab_size + 1
     torch.manual_seed(0)
-    assert torch.equal(gpt.model.generate(context, 50, top_k=gpt.vocab_size + 1), all_tokens)
+    assert torch.equal(gpt.model.generate(context, max_new_tokens=50), all_tokens)
 
 
-@pytest.mark.parametrize('temperature, top_k', [(0.8, None), (1, None), (0.8, 4), (2, 4)])
-def test_the_defaults_of_generate_are_the_hyperparameters_at_the_top(tmp_path, temperature, top_k):
-    gpt = import_script(tmp_path, 'gpt.py', **SMALL, temperature=temperature, top_k=top_k)
-    context = tokens(gpt, 2)
-    torch.manual_seed(0)
-    by_default = gpt.model.generate(context, max_new_tokens=100)
-    torch.manual_seed(0)
-    explicit = gpt.model.generate(context, 100, temperature=temperature, top_k=top_k)
-    assert torch.equal(by_default, explicit)
-
-
-@pytest.mark.parametrize('training', [True, False])
-def test_generate_leaves_the_model_in_the_mode_in_which_it_was(module, training):
-    module.model.train(training)
-    module.model.generate(tokens(module, 2), max_new_tokens=2)
-    assert module.model.training is training
-
-
-def test_dropout_is_off_during_generation(gpt):
-    training = []
-    gpt.model.register_forward_hook(lambda model, inputs, outputs: training.append(model.training))
-    gpt.model.train().generate(tokens(gpt, 2), max_new_tokens=3)
-    assert training == [False] * 3
+def test_dropout_is_off_during_generation_and_then_on_again(gpt):
+    modes = []
+    gpt.model.register_forward_hook(lambda model, inputs, outputs: modes.append(model.training))
+    gpt.model.generate(tokens(gpt, 2), max_new_tokens=3)
+    assert modes == [False] * 3 and gpt.model.training
 
 
 def test_generation_computes_no_gradients(module):

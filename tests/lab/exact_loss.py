@@ -12,24 +12,25 @@ import argparse
 import contextlib
 import io
 import math
+import sys
 from collections import Counter
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from scripts import PROJECT, load
+from scripts import PROJECT, load, load_checkpoint
 
 
 @torch.no_grad()
-def exact_loss(model, ids, block_size, device):
+def exact_loss(model, ids, block_size):
     """The mean loss, in nats per character, over consecutive windows; the last may be shorter."""
     def batches(ids):
         *windows, last = ids.split(block_size)
         return [torch.stack(windows[i:i + 64]) for i in range(0, len(windows), 64)] + [last[None]]
 
     model.eval()
-    losses = [model(x.to(device), y.to(device))[1].item() * y.numel()
+    losses = [model(x, y)[1].item() * y.numel()
               for x, y in zip(batches(ids[:-1]), batches(ids[1:]))]
     return sum(losses) / (len(ids) - 1)
 
@@ -77,23 +78,21 @@ def main():
     arguments = parser.parse_args()
     if arguments.model and arguments.checkpoint:
         parser.error(f'--checkpoint is for gpt.py, not for {arguments.model}')
-    script = load(PROJECT / ('bigram.py' if arguments.model else 'gpt.py'))
-    vocabulary, block_size = script.chars, script.block_size
-    script.check(len(script.val_data) > block_size, 'put a UTF-8 text of more than '
-                 f'{10 * block_size} characters into {PROJECT / "input.txt"}')
+    script = load(PROJECT / ('bigram.py' if arguments.model else 'gpt.py'), device='cpu')
     if arguments.model == 'ngram':
         loss = ngram_loss(script.text[:script.n_train], script.text[script.n_train:])
+    elif arguments.model == 'bigram':
+        with contextlib.redirect_stdout(io.StringIO()):
+            script.train()
+        table = table_loss(script.train_data, script.val_data, script.vocab_size)
+        print(f'counts plus one, normalised: {table:.4f}')
+        loss = exact_loss(script.model, script.val_data, script.block_size)
     else:
-        if arguments.model == 'bigram':
-            with contextlib.redirect_stdout(io.StringIO()):
-                script.train()
-            table = table_loss(script.train_data, script.val_data, script.vocab_size)
-            print(f'counts plus one, normalised: {table:.4f}')
-        else:
-            script.load(arguments.checkpoint or script.checkpoint_path)
-            script.check(script.chars == vocabulary, 'the characters of the model and of input.txt '
-                         'differ: use the text that it was trained on, or train again')
-        loss = exact_loss(script.model, script.val_data, script.block_size, script.device)
+        gpt = load_checkpoint(arguments.checkpoint or PROJECT / 'gpt.pt')
+        if gpt.chars != script.chars:
+            sys.exit('Error: the characters of the model and of input.txt differ: use the text '
+                     'that it was trained on, or train again')
+        loss = exact_loss(gpt.model, script.val_data, gpt.block_size)
     print(f'exact validation loss: {loss:.4f}')
 
 

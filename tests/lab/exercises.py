@@ -24,15 +24,16 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from scripts import PROJECT, edited, load
+import torch
+
+from scripts import PROJECT, edited, load, load_checkpoint
 from exact_loss import exact_loss
 from solutions import EXERCISES, PARTS, change
 
-# The hyperparameters on a CPU, with which the figures in tests/lab/README.md were measured.
+# The hyperparameters with which the figures in tests/lab/README.md were measured.
 DEFAULTS = dict(batch_size=8, block_size=128, max_iters=10_000, eval_interval=500, eval_iters=30,
                 learning_rate=1.5e-3, warmup_iters=100, weight_decay=0.3, n_embd=128, n_head=4,
-                n_layer=3, dropout=0.0, fused_attention=True, temperature=0.8, top_k=None,
-                seed=1337)
+                n_layer=3, dropout=0.0, temperature=0.8, top_k=None, seed=1337)
 
 
 def solution(variant, source, steps=None, **settings):
@@ -67,89 +68,144 @@ def prepare(folder, variant, source, text, steps=None, **settings):
     return text
 
 
+def sample_arguments(variant):
+    """The arguments of sample.py, with a variant's settings."""
+    return ['The ', *(text for name, value in variant.settings.items()
+                      for text in (f'--{name.replace("_", "-")}', str(value)))]
+
+
 def measure(variant, source, steps=None, echo=False, **settings):
     """Runs a variant in a folder of its own; a dictionary of results."""
+    saved = PROJECT / 'gpt.pt'
+    if variant.run in ('sample', 'cache') and not saved.exists():
+        raise ValueError('there is no gpt.pt yet: run python gpt.py first')
     text = (PROJECT / 'input.txt').read_text(encoding='utf-8-sig')
+    if variant.run == 'sample':
+        program = Path(__file__).with_name('sample.py')  # it only reads
+        command = [program, *sample_arguments(variant), '--checkpoint', saved]
+        return describe(run_python(command, echo), text)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         text = prepare(folder, variant, source, text, steps, **settings)
-        if variant.run in ('prompt', 'cache'):
-            if not (PROJECT / 'gpt.pt').exists():
-                raise ValueError('there is no gpt.pt yet: run python gpt.py first')
-            shutil.copy(PROJECT / 'gpt.pt', folder)
         if variant.run == 'cache':
-            plain = edited(source, device='cpu', **settings)
-            (folder / 'plain.py').write_text(plain, encoding='utf-8')
-            return compare_caches(folder)
+            shutil.copy(saved, folder)
+            return compare_caches(saved, folder / 'gpt.pt')
+        if variant.run == 'speed':
+            plain = change(run='speed', **variant.settings)
+            (folder / 'plain.py').write_text(solution(plain, source, device='cpu', **settings),
+                                             encoding='utf-8')
+            return compare_steps(folder / 'plain.py', folder / 'gpt.py', steps or 100)
         torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-        command = [sys.executable, *(torchrun if variant.run == 'torchrun' else []), 'gpt.py',
-                   *(['--prompt', 'The '] if variant.run == 'prompt' else [])]
-        out = ''
-        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, encoding='utf-8',
-                              stderr=subprocess.STDOUT,
-                              env={**os.environ, 'PYTHONIOENCODING': 'utf-8'}) as process:
-            for line in process.stdout:
-                out += line
-                if echo:
-                    print('   ', line, end='', flush=True)
-        if process.returncode and 'the loss is not finite' not in out:
-            raise ValueError(f'the copy of gpt.py failed: {out.strip()[-1000:]}')
+        command = [*(torchrun if variant.run == 'torchrun' else []), folder / 'gpt.py']
+        out = run_python(command, echo)
         longer = longer_contexts(folder) if variant.run == 'longer' else 'not possible'
     return {**read_results(out, text), 'longer': longer}
 
 
-def read_results(out, text):
-    """What a run on this text printed, in figures, and what letter frequencies alone score.
+def run_python(arguments, echo=False):
+    """Runs Python with these arguments; what it prints. ValueError if it fails."""
+    out = ''
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, encoding='utf-8',
+                          env={**os.environ, 'PYTHONIOENCODING': 'utf-8'}) as process:
+        for line in process.stdout:
+            out += line
+            if echo:
+                print('   ', line, end='', flush=True)
+    if process.returncode and 'AssertionError: the loss is not finite' not in out:
+        raise ValueError(f'python {" ".join(map(str, arguments))} failed: {out.strip()[-1000:]}')
+    return out
 
-    train, val, best and letters are losses in nats per character.
+
+def read_results(out, text):
+    """What a training run on this text printed, in figures; ValueError if it printed no losses.
+
+    train, val, best and letters are losses in nats per character; letters is what a model scores
+    that knows only how frequent each character is.
     """
-    steps = re.findall(r'(?m)^step (\d+): train loss (\S+), val loss (\S+), \d+ s$', out)
-    generated = out.partition('They generate:\n')[2] if steps else out
-    words, known = re.findall("[A-Za-z']+", generated), set(re.findall("[A-Za-z']+", text))
-    result = {'sample': ' / '.join(generated.split('\n')).replace('`', "'").strip()[:60],
-              'words': sum(word in known for word in words) / max(len(words), 1)}
+    found = re.findall(r'(?m)^step (\d+) of \d+: train loss (\S+), val loss (\S+), \d+ s$', out)
+    if not found:
+        raise ValueError(f'gpt.py printed no losses: {out.strip()[-1000:]}')
+    _, train_loss, val_loss = found[-1]
+    best, best_step = min((float(val), int(step)) for step, _, val in found)
     train, val = text[:len(text) * 9 // 10], text[len(text) * 9 // 10:]
     counts = Counter(train + ''.join(set(text)))  # no character has a count of 0
-    result['letters'] = -sum(n * math.log(counts[c] / counts.total())
-                             for c, n in Counter(val).items()) / len(val)
-    if steps:
-        result.update(train=float(steps[-1][1]), val=float(steps[-1][2]))
-        result['best'], result['best_step'] = min((float(val), int(step)) for step, _, val in steps)
-    return result
+    letters = -sum(n * math.log(counts[c] / counts.total()) for c, n in Counter(val).items())
+    return {'train': float(train_loss), 'val': float(val_loss), 'best': best,
+            'best_step': best_step, 'letters': letters / len(val),
+            **describe(out.partition('They generate:\n')[2], text)}
+
+
+def describe(generated, text):
+    """The beginning of a generated text, and which part of its words occurs in this text."""
+    words, known = (re.findall("[A-Za-z']+", string) for string in (generated, text))
+    known = set(known)
+    return {'sample': ' / '.join(generated.split('\n')).replace('`', "'").strip()[:60],
+            'words': sum(word in known for word in words) / max(len(words), 1)}
 
 
 def longer_contexts(folder):
     """The exact losses of a trained model that reads once, twice and four times block_size."""
     gpt = load(folder / 'gpt.py')
-    gpt.load(gpt.checkpoint_path)
-    return ', '.join(f'{exact_loss(gpt.model, gpt.val_data, n * gpt.block_size, "cpu"):.2f}'
+    gpt.model.load_state_dict(torch.load(gpt.checkpoint_path)['model'])
+    return ', '.join(f'{exact_loss(gpt.model, gpt.val_data, n * gpt.block_size):.2f}'
                      for n in (1, 2, 4))
 
 
-def compare_caches(folder):
-    """Generates with the saved model, without and with the cache, and compares text and time."""
-    import torch
+def compare_caches(*checkpoints):
+    """Generates without the cache and with it, and compares text and time: the same model in two
+    places, each with its gpt.py.
+    """
     torch.set_num_threads(1)
     texts, times = [], []
-    for name in ('plain.py', 'gpt.py'):
-        gpt = load(folder / name)
-        gpt.load(gpt.checkpoint_path)
+    for path in checkpoints:
+        gpt = load_checkpoint(path)
+        gpt.top_k = 1  # nothing is left to chance
         start = torch.zeros((1, 1), dtype=torch.long)
         gpt.model.generate(start, 10)  # the first call is slower
         started = time.time()
-        texts.append(gpt.model.generate(start, 500, top_k=1)[0, 1:].tolist())
+        texts.append(gpt.model.generate(start, 500)[0, 1:].tolist())
         times.append(time.time() - started)
     same = next((i for i, (a, b) in enumerate(zip(*texts)) if a != b), 500)
     return {'same': same, 'total': 500, 'ratio': times[1] / times[0]}
 
 
+def compare_steps(plain, fused, pairs):
+    """Trains with two versions of gpt.py in turn, and compares logits and the time of a step.
+
+    In turn, so that it does not matter if the machine is slower for a while.
+    """
+    torch.set_num_threads(1)
+    versions = [load(path) for path in (plain, fused)]  # from the same seed: the same weights
+    x, y = versions[0].get_batch('train')
+    logits = [gpt.model(x)[0] for gpt in versions]
+    optimizers = [torch.optim.AdamW(gpt.model.parameters(), lr=gpt.learning_rate, fused=True)
+                  for gpt in versions]
+    times = [[], []]
+    for _ in range(3 + pairs):
+        for gpt, optimizer, seconds in zip(versions, optimizers, times):
+            started = time.perf_counter()
+            loss = gpt.model(x, y)[1]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seconds.append(time.perf_counter() - started)
+    plain_time, fused_time = (statistics.median(seconds[3:]) for seconds in times)  # 3 to warm up
+    return {'difference': (logits[0] - logits[1]).abs().max().item(),
+            'ratio': fused_time / plain_time}
+
+
 def show(number, source):
     """Prints an exercise's variants as diffs of gpt.py."""
     for name, variant in EXERCISES[number].variants.items():
-        solved = solution(variant, source)
         print(f'# {name}')
+        if variant.run == 'sample':
+            prompt, *options = sample_arguments(variant)
+            print(f'python tests/lab/sample.py "{prompt}"', *options)
+            continue
         if variant.text:
             print(f'# input.txt: {variant.text.__doc__}')
+        solved = solution(variant, source)
         print(*difflib.unified_diff(source.splitlines(), solved.splitlines(), 'gpt.py',
                                     'gpt.py', lineterm=''), '', sep='\n')
 
@@ -159,14 +215,14 @@ def work(number, source, steps=None):
     exercise = EXERCISES[number]
     print(f'{number}. {exercise.title}\n')
     first = next(iter(exercise.variants.values()))
-    as_it_is = change(steps=first.steps, run='prompt' if first.run == 'prompt' else 'train')
+    as_it_is = change(steps=first.steps, run='sample' if first.run == 'sample' else 'train')
     runs = {**({'gpt.py as it is': as_it_is} if exercise.compare else {}), **exercise.variants}
     lines = ['\nvalidation loss, in nats per character' if '{val' in exercise.report else '']
     for name, variant in runs.items():
         print(f'{name}:', flush=True)
         result = measure(variant, source, steps, echo=True)
         lines.append(f'{name}: {exercise.report.format(**result)}')
-    if steps:
+    if steps and first.steps:
         lines.append(f'(after {steps} steps; the figures in tests/lab/README.md are of full runs)')
     print(*lines, f'\nWhat to expect, and why: exercise {number} in tests/lab/README.md', sep='\n')
 
@@ -185,10 +241,10 @@ def work_all(source, steps=None):
         name, report, variant = job
         try:
             print(f'{name}: {report.format(**measure(variant, source, steps))}', flush=True)
-        except ValueError as error:
+        except (ValueError, SystemExit) as error:  # SystemExit: of load_checkpoint
             print(f'{name}: failed: {error}', flush=True)
 
-    alone = [job for job in jobs if job[2].run in ('cache', 'torchrun')]
+    alone = [job for job in jobs if job[2].run in ('cache', 'torchrun', 'speed')]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(work_one, [job for job in jobs if job not in alone]))
     for job in alone:
@@ -258,5 +314,5 @@ if __name__ == '__main__':
         sys.exit('Stopped by Ctrl-C.')
     except BrokenPipeError:  # `| head -1`, for example
         os._exit(130)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, AssertionError) as error:  # of gpt.py, too: it asserts
         sys.exit(f'Error: {error}')

@@ -8,14 +8,20 @@ from pathlib import Path
 class Variant:
     """One change of gpt.py, and how it is run."""
     edits: tuple  # (old text, new text): each old text occurs once, and is code without comment
-    steps: int = 1000  # training steps; None: nothing is trained
-    run: str = 'train'  # or 'torchrun', 'longer'; or 'prompt', 'cache': with the saved gpt.pt
+    steps: int = 1000  # training steps; None: it has no training run
+    run: str = 'train'  # or 'torchrun', 'longer', 'speed'; 'sample', 'cache': with the saved gpt.pt
     text: object = None  # a function that makes another input.txt from ours
     settings: dict = None  # hyperparameters, by name
 
 
 def change(*edits, steps=1000, run='train', text=None, **settings):
-    return Variant(edits, None if run in ('prompt', 'cache') else steps, run, text, settings)
+    trained = run not in ('sample', 'cache', 'speed')
+    return Variant(edits, steps if trained else None, run, text, settings)
+
+
+def without(line):
+    """An edit: a # before this line."""
+    return (line, f'# {line}')
 
 
 @dataclass
@@ -33,19 +39,19 @@ def python_library(text):
     return '\n'.join(source for source in sources if source.isascii())[:len(text)]
 
 
-FUSED = 'dropout_p=dropout_p, is_causal=True)'
-AFTER_HEADS = '        if fused_attention:'
-RELU = 'F.relu(self.fc(x))'
-POSITIONS = 'x = x + self.position_embedding_table(positions)'
-WITHOUT_POSITIONS = (POSITIONS, f'# {POSITIONS}')
-WITHOUT_MASK = (FUSED, 'dropout_p=dropout_p, is_causal=False)')
+SCORES = '        scores = q @ k.transpose(-2, -1)'
+MASKING = '        scores = scores + causal_mask'
+RELU = 'out = F.relu(out)'
+POSITIONS = '        x = x + self.position_embedding_table(positions)'
+WITHOUT_POSITIONS = without(POSITIONS.strip())
+WITHOUT_MASK = without(MASKING.strip())
+WITHOUT_SCALE = without('scores = scores / math.sqrt(hs)')
 WITHOUT_RESIDUALS = [('x = x + self.sa(self.ln1(x))', 'x = self.sa(self.ln1(x))'),
-                     ('x + self.ffwd(self.ln2(x))', 'self.ffwd(self.ln2(x))')]
-PLAIN_MEAN = (AFTER_HEADS, '        q = torch.zeros_like(q)\n' + AFTER_HEADS)
-WITHOUT_SCALE = (FUSED, 'dropout_p=dropout_p, is_causal=True, scale=1.0)')
+                     ('x = x + self.ffwd(self.ln2(x))', 'x = self.ffwd(self.ln2(x))')]
+PLAIN_MEAN = (MASKING, '        scores = torch.zeros_like(scores)\n' + MASKING)
 LOWER_CASE = ("read_text(encoding='utf-8-sig')", "read_text(encoding='utf-8-sig').lower()")
 PAIRS = [
-    ('import argparse', 'import argparse\nimport collections'),
+    ('import math', 'import collections\nimport math'),
     ('chars = sorted(set(text))',
      'pairs = collections.Counter(a + b for a, b in zip(text, text[1:])).most_common(300)\n'
      'chars = sorted(set(text)) + [pair for pair, count in pairs]'),
@@ -66,11 +72,11 @@ TIED = [
 ]
 MUON = [
     ('    matrices = [p for p in model.parameters() if p.dim() >= 2]', """\
-    matrices = [model.token_embedding_table.weight, model.position_embedding_table.weight,
-                model.lm_head.weight]  # those outside the blocks
     muon = torch.optim.Muon([p for p in model.blocks.parameters() if p.dim() == 2],
                             lr=learning_rate, weight_decay=weight_decay,
-                            adjust_lr_fn='match_rms_adamw')  # AdamW's learning rates suit it"""),
+                            adjust_lr_fn='match_rms_adamw')  # AdamW's learning rates suit it
+    matrices = [model.lm_head.weight,  # for AdamW: those outside the blocks
+                model.token_embedding_table.weight, model.position_embedding_table.weight]"""),
     ('optimizer.zero_grad()', 'model.zero_grad()'),
     ('        optimizer.step()', """\
         muon.param_groups[0]['lr'] = optimizer.param_groups[0]['lr']  # the same schedule
@@ -79,19 +85,19 @@ MUON = [
 ]
 CACHE = [
     # MultiHeadAttention: the new positions' keys and values join those that are kept.
-    ('        self.n_head, self.head_size = n_head, head_size',
-     '        self.n_head, self.head_size = n_head, head_size\n'
-     '        self.cache = None  # in generate: past keys and values, (2, B, nh, positions, hs)'),
-    (AFTER_HEADS, """\
+    ('        self.n_head = n_head', """\
+        self.n_head = n_head
+        self.cache = None  # in generate: past keys and values, (2, B, nh, positions, hs)"""),
+    (SCORES, """\
         if self.cache is not None:  # k and v are those of the new positions
             self.cache = torch.cat((self.cache, torch.stack((k, v))), dim=3)
             k, v = self.cache  # (B, nh, all positions, hs) each
-""" + AFTER_HEADS),
-    (FUSED, 'dropout_p=dropout_p, is_causal=T > 1)'),  # one new position may read all there are
+""" + SCORES),
     # GPTLanguageModel: the new positions come after those that are kept.
-    ('positions = torch.arange(idx.shape[1], device=idx.device)', """\
-past = 0 if self.blocks[0].sa.cache is None else self.blocks[0].sa.cache.shape[3]
-        positions = past + torch.arange(idx.shape[1], device=idx.device)"""),
+    (POSITIONS, """\
+        if self.blocks[0].sa.cache is not None:
+            positions = positions + self.blocks[0].sa.cache.shape[3]
+""" + POSITIONS),
     ('        for _ in range(max_new_tokens):', """\
         kept = 0  # positions in the cache
         for _ in range(max_new_tokens):
@@ -106,14 +112,15 @@ past = 0 if self.blocks[0].sa.cache is None else self.blocks[0].sa.cache.shape[3
                                                  device=idx.device)
             kept += new"""),
     ('idx[:, -block_size:]', 'idx[:, -new:]'),
-    ('        self.train(was_training)', """\
+    ('        self.train()', """\
         for block in self.blocks:
             block.sa.cache = None
-        self.train(was_training)"""),
+        self.train()"""),
 ]
 PARALLEL = [
-    ('import torch.nn.functional as F', 'import torch.nn.functional as F\n'
-     'import torch.distributed as dist'),
+    ('import math', 'import math\nimport os\nimport sys'),
+    ('import torch.nn.functional as F', 'import torch.distributed as dist\n'
+     'import torch.nn.functional as F'),
     ('\ntorch.manual_seed(seed)', """
 dist.init_process_group('gloo')  # the processes find each other; 'nccl' on GPUs
 rank, processes = dist.get_rank(), dist.get_world_size()
@@ -122,18 +129,31 @@ eval_iters *= processes  # and a loss estimate still averages as many sequences
 if rank > 0:
     sys.stdout = open(os.devnull, 'w')  # process 0 prints for all
 torch.manual_seed(seed)"""),
+    ('    losses = estimate_loss()', """\
+    if rank > 0:
+        return  # process 0 estimates the losses, and saves
+    losses = estimate_loss()"""),
+    ('    if checkpoint_path.exists():', '    if rank == 0 and checkpoint_path.exists():'),
     ('    started = time.time()', """\
     parallel = nn.parallel.DistributedDataParallel(model)  # averages the gradients of all
     torch.manual_seed(seed + rank)  # the weights are the same in all, the batches are not
     started = time.time()"""),
-    ('if step % eval_interval == 0 or step == max_iters:',  # process 0 evaluates and saves
-     'if rank == 0 and (step % eval_interval == 0 or step == max_iters):'),
-    ('logits, loss = model(x, y)', 'logits, loss = parallel(x, y)'),
-    ('\n            train()', """
-            train()
-            dist.destroy_process_group()
-            if rank > 0:
-                os._exit(0)  # at once: sys.exit could fail while the threads of gloo end"""),
+    ('\n        logits, loss = model(x, y)', '\n        logits, loss = parallel(x, y)'),
+    ('\n        train()', """
+        train()
+        dist.destroy_process_group()
+        if rank > 0:
+            os._exit(0)  # at once: sys.exit could fail while the threads of gloo end"""),
+]
+FUSED = [
+    *(without(line) for line in (
+        SCORES.strip(), 'scores = scores / math.sqrt(hs)',
+        'causal_mask = torch.full((T, T), -math.inf, device=x.device).triu(1)', MASKING.strip(),
+        'att = scores.softmax(dim=-1)', 'att = self.dropout(att)')),
+    ('        out = att @ v', """\
+        dropout_p = dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
+        # out = att @ v"""),
 ]
 
 
@@ -143,7 +163,7 @@ def train_on(count):
 
 
 NO_BIASES = [(line, line[:-1] + ', bias=False)') for line in (
-    'nn.Linear(n_head * head_size, n_embd)', 'nn.Linear(n_embd, 4 * n_embd)',
+    'nn.Linear(n_embd, n_embd)', 'nn.Linear(n_embd, 4 * n_embd)',
     'nn.Linear(4 * n_embd, n_embd)', 'nn.Linear(n_embd, vocab_size)')]
 
 
@@ -166,18 +186,17 @@ def rotate(z):
 
 
 class MultiHeadAttention(nn.Module):'''),
-    (AFTER_HEADS, '        q, k = rotate(q), rotate(k)\n' + AFTER_HEADS),
+    (SCORES, '        q, k = rotate(q), rotate(k)\n' + SCORES),
     WITHOUT_POSITIONS,
 ]
 SWIGLU = [  # three matrices of C * 8/3 C have as many weights as two of C * 4 C
     ('nn.Linear(n_embd, 4 * n_embd)', 'nn.Linear(n_embd, 2 * (8 * n_embd // 3))'),
     ('nn.Linear(4 * n_embd, n_embd)', 'nn.Linear(8 * n_embd // 3, n_embd)'),
-    ('        out = F.relu(self.fc(x))', """\
-        gate, out = self.fc(x).chunk(2, dim=-1)  # (B, T, 8/3 C) each
+    (RELU, """\
+gate, out = out.chunk(2, dim=-1)  # (B, T, 8/3 C) each
         out = F.silu(gate) * out"""),
 ]
-QK_NORM = (AFTER_HEADS,
-           '        q, k = F.rms_norm(q, (hs,)), F.rms_norm(k, (hs,))\n' + AFTER_HEADS)
+QK_NORM = (SCORES, '        q, k = F.rms_norm(q, (hs,)), F.rms_norm(k, (hs,))\n' + SCORES)
 CLIPPING = ('        optimizer.step()',
             '        nn.utils.clip_grad_norm_(model.parameters(), 1.0)\n        optimizer.step()')
 
@@ -188,7 +207,7 @@ PARTS = {
     'the causal mask': change(WITHOUT_MASK, steps=3000),
     'attention weights (the plain mean of the past instead)': change(PLAIN_MEAN, steps=3000),
     'attention': change(('x = x + self.sa(self.ln1(x))', 'pass'), steps=3000),
-    'feed-forward': change(('x + self.ffwd(self.ln2(x))', 'x'), steps=3000),
+    'feed-forward': change(('x = x + self.ffwd(self.ln2(x))', 'pass'), steps=3000),
     'residual connections': change(*WITHOUT_RESIDUALS, steps=3000),
     'layer norms': change(*norms('nn.Identity()'), steps=3000),
     'the last layer norm': change(*norms('nn.Identity()', ['ln_f']), steps=3000),
@@ -200,18 +219,13 @@ PARTS = {
     'weight decay': change(weight_decay=0.0, steps=3000),
     "our initial weights (torch's instead)": change(
         ('nn.init.normal_(self.token_embedding_table.weight, std=0.1)', 'pass'),
-        ('nn.init.normal_(self.position_embedding_table.weight, std=0.1)', 'pass'),
-        ('self.proj.weight.data /= math.sqrt(2 * n_layer)\n\n    def forward(self, x):\n        B,',
-         'pass\n\n    def forward(self, x):\n        B,'),
-        ('self.proj = nn.Linear(4 * n_embd, n_embd)\n'
-         '        self.proj.weight.data /= math.sqrt(2 * n_layer)',
-         'self.proj = nn.Linear(4 * n_embd, n_embd)'), steps=3000),
+        ('nn.init.normal_(self.position_embedding_table.weight, std=0.1)', 'pass'), steps=3000),
 }
 
 EXERCISES = dict(enumerate([
     # Break it.
     Exercise('Let it see the future', {
-        'is_causal=False': change(WITHOUT_MASK),
+        'no mask': change(WITHOUT_MASK),
     }, '{val:.2f}; it generates: `{sample}`'),
     Exercise('Take the positions away', {
         'no positions': change(WITHOUT_POSITIONS)}),
@@ -221,15 +235,15 @@ EXERCISES = dict(enumerate([
         'no residual connections': change(*WITHOUT_RESIDUALS),
     }, '{val:.2f} (character frequencies alone: {letters:.2f})'),
     Exercise('Leave out the scale', {
-        'narrow heads, scale=1.0': change(WITHOUT_SCALE),
+        'narrow heads, not scaled': change(WITHOUT_SCALE),
         'one wide head, scaled': change(n_embd=256, n_head=1, n_layer=1),
-        'one wide head, scale=1.0': change(WITHOUT_SCALE, n_embd=256, n_head=1, n_layer=1)}),
+        'one wide head, not scaled': change(WITHOUT_SCALE, n_embd=256, n_head=1, n_layer=1)}),
     # Change its hyperparameters and its text.
     Exercise('Temperature and top-k', {
-        'temperature = 0.5': change(run='prompt', temperature=0.5),
-        'temperature = 1.5': change(run='prompt', temperature=1.5),
-        'top_k = 5': change(run='prompt', top_k=5),
-        'top_k = 1': change(run='prompt', top_k=1),
+        'temperature = 0.5': change(run='sample', temperature=0.5),
+        'temperature = 1.5': change(run='sample', temperature=1.5),
+        'top_k = 5': change(run='sample', top_k=5),
+        'top_k = 1': change(run='sample', top_k=1),
     }, '{words:.0%} of the words occur in input.txt: `{sample}`'),
     Exercise('Learning rate', {
         f'learning_rate = {value}': change(learning_rate=float(value))
@@ -253,8 +267,8 @@ EXERCISES = dict(enumerate([
     # Replace a part.
     Exercise('Another tokenizer', {'lower case': change(LOWER_CASE), '300 pairs': change(*PAIRS)}),
     Exercise('Another activation function', {
-        'GELU': change((RELU, 'F.gelu(self.fc(x))')),
-        'no activation': change((RELU, 'self.fc(x)'))}),
+        'GELU': change((RELU, 'out = F.gelu(out)')),
+        'no activation': change(without(RELU))}),
     Exercise('Weight tying', {'tied weights': change(*TIED)}),
     Exercise('Another optimizer', {
         'Muon': change(*MUON, learning_rate=3e-3),
@@ -282,4 +296,10 @@ EXERCISES = dict(enumerate([
              'the first {same} of {total} characters are the same as without the cache (at least '
              'block_size should be); generating takes {ratio:.2f} times as long', compare=False),
     Exercise('More than one process', {'two processes': change(*PARALLEL, run='torchrun')}),
+    Exercise("Torch's own attention", {
+        'block_size = 128': change(*FUSED, run='speed'),
+        'block_size = 1024, batch_size = 1': change(*FUSED, run='speed', block_size=1024,
+                                                    batch_size=1),
+    }, 'a training step takes {ratio:.2f} times as long; before training, the logits differ by at '
+       'most {difference:.0e}', compare=False),
 ], start=1))

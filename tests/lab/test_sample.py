@@ -1,0 +1,205 @@
+"""sample.py and load_checkpoint: a saved model goes on to be useful, whatever changed beside it."""
+import os
+import pickle
+import runpy
+import sys
+
+import pytest
+import torch
+
+import scripts
+from conftest import (PROJECT, SMALL, TEXT, copy_script, exit_message, import_script, randomize_,
+                      run_here)
+from scripts import load_checkpoint
+
+PROGRAM = PROJECT / 'tests' / 'lab' / 'sample.py'
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A project with a small gpt.py, in which the program looks for gpt.pt."""
+    monkeypatch.setattr(scripts, 'PROJECT', tmp_path)
+    copy_script(tmp_path, 'gpt.py', **SMALL)
+    return tmp_path
+
+
+def saved(folder, text=TEXT, *edits, **hyperparameters):
+    """A gpt.py with random weights, which it has saved."""
+    gpt = import_script(folder, 'gpt.py', text, *edits, **{**SMALL, **hyperparameters})
+    torch.manual_seed(1)
+    randomize_(gpt.model)
+    gpt.save()
+    return gpt
+
+
+def text_of(*arguments):
+    out, err, status = run_here(PROGRAM, *map(str, arguments))
+    assert (err, status) == ('', 0)
+    return out[:-1]
+
+
+def assert_same_model(gpt, path):
+    """The one in this file: the same tokens and the same logits."""
+    other = load_checkpoint(path)
+    assert other.model is other.m and other.device == 'cpu'
+    assert other.chars == gpt.chars and other.vocab_size == gpt.vocab_size
+    some_text = gpt.text[:gpt.block_size]
+    ids = gpt.encode(some_text)
+    assert other.encode(some_text) == ids and other.decode(ids) == some_text
+    idx = torch.tensor([ids])
+    assert torch.equal(other.model(idx)[0], gpt.model(idx)[0])
+
+
+# --- Which model it is
+def test_without_chance_it_writes_what_gpt_py_wrote(here):
+    out, _, _ = run_here(copy_script(here, 'gpt.py', **SMALL, top_k=1))
+    assert text_of() + '\n' == out.partition('They generate:\n')[2]
+
+
+@pytest.mark.parametrize('text', [''.join(map(chr, range(65, 105))) * 5, 'x' * 171])
+def test_the_file_decides_the_sizes_and_the_vocabulary(here, text):
+    """Here of 40 characters, 4 * 40 = 10 * block_size, and of one."""
+    gpt = saved(here / 'other', text, block_size=16, n_embd=24, n_head=3, n_layer=1)
+    moved = here / 'moved.pt'
+    (here / 'other' / 'gpt.pt').rename(moved)
+    assert_same_model(gpt, moved)
+    assert len(text_of('--checkpoint', moved)) == 501
+
+
+def test_the_code_is_that_of_the_gpt_py_beside_the_file(here):
+    gpt = saved(here / 'other', TEXT, ('F.relu(out)', 'F.gelu(out)'), device='cpu')
+    assert_same_model(gpt, here / 'other' / 'gpt.pt')
+    copy_script(here / 'other', 'gpt.py', TEXT, ('F.relu(out)', 'F.gelu(out)'), device='meta')
+    assert_same_model(gpt, here / 'other' / 'gpt.pt')  # always on the CPU
+
+
+@pytest.mark.parametrize('text', ['Other letters: éèê. ' * 20, '', b'\xff' * 200, None])
+def test_input_txt_does_not_matter(here, text):
+    gpt = saved(here)
+    (here / 'input.txt').unlink()
+    copy_script(here, 'gpt.py', text, **SMALL)
+    assert_same_model(gpt, here / 'gpt.pt')
+    assert text_of('The king').startswith('The king')
+
+
+def test_an_edited_tokenizer_may_have_tokens_of_two_characters(here):
+    gpt = saved(here, TEXT, (
+        'chars = sorted(set(text))',
+        'pairs = sorted({a + b for a, b in zip(text, text[1:])})\n'
+        'chars = sorted(set(text)) + pairs'), (
+        '    return [stoi[character] for character in string]',
+        '    pairs = [string[i:i + 2] for i in range(0, len(string), 2)]\n'
+        '    return [stoi[pair] for pair in pairs]'))
+    assert max(map(len, gpt.chars)) == 2
+    assert_same_model(gpt, here / 'gpt.pt')
+    assert text_of('The king').startswith('The king')
+
+
+def test_a_checkpoint_from_a_gpu_opens_without_one(gpt, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, 'location_tag', lambda storage: 'cuda:0')
+        gpt.save()
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError):  # the file does say that it is from a GPU
+            torch.load(tmp_path / 'gpt.pt', weights_only=True)
+    assert_same_model(gpt, tmp_path / 'gpt.pt')
+
+
+# --- Prompts and options
+@pytest.mark.parametrize('prompt', ['  The king  ', 'x', 'One that is longer than the context '])
+def test_a_prompt_comes_back_whole(here, prompt):
+    saved(here, prompt + TEXT)
+    text = text_of(prompt)
+    assert text.startswith(prompt) and len(text) == len(prompt) + 500
+
+
+@pytest.mark.parametrize('options', [
+    {}, {'temperature': 2.0}, {'temperature': 0.001}, {'top_k': 1}, {'top_k': 5}, {'seed': 0},
+    {'temperature': 0.5, 'top_k': 7, 'seed': 2}])
+def test_an_option_counts_instead_of_the_value_in_gpt_py(here, options):
+    gpt = saved(here, temperature=1.1, top_k=20, seed=5)
+    vars(gpt).update(options)
+    torch.manual_seed(gpt.seed)
+    expected = gpt.decode(gpt.model.generate(torch.tensor([gpt.encode('The ')]), 30)[0].tolist())
+    arguments = [part for name, value in options.items()
+                 for part in (f'--{name.replace("_", "-")}', value)]
+    assert text_of('The ', '--length', 30, *arguments) == expected
+
+
+def test_python_i_goes_on_with_the_names_of_the_script(here, monkeypatch, capsys):
+    saved(here)
+    monkeypatch.setattr(sys, 'argv', [str(PROGRAM), '--length', '5'])
+    names = runpy.run_path(str(PROGRAM), run_name='__main__')
+    assert names['decode'](names['encode']('The king')) == 'The king'
+    assert names['model'].generate(torch.tensor([[0]]), 5).shape == (1, 6)
+
+
+# --- Mistakes
+@pytest.mark.parametrize('arguments, status, words', [
+    ([''], 2, 'the text is empty'), (['--temperature', '0'], 2, 'use a number above 0'),
+    (['--temperature', 'nan'], 2, 'use a number above 0'), (['--top-k', '0'], 2, 'above 0'),
+    (['--promt'], 2, '--promt'), (['The é and 😀'], 1, "does not know ['é', '😀']"),
+    (['--checkpoint', 'nowhere.pt'], 1, 'there is no nowhere.pt: train with python gpt.py')])
+def test_a_mistake_on_the_command_line_gets_one_line(here, arguments, status, words):
+    saved(here)
+    out, err, got = run_here(PROGRAM, *arguments)
+    assert (out, got) == ('', status) and words in err.splitlines()[-1]
+    assert status == 2 or len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize('old, new, words', [
+    ('self.ffwd = FeedForward(n_embd)\n',
+     'self.ffwd = FeedForward(n_embd)\n        self.more = FeedForward(n_embd)\n', 'blocks.0.more'),
+    ('self.ln_f = nn.LayerNorm(n_embd)', 'self.ln_f = nn.Identity()', 'ln_f'),
+    ('import math\n', 'import maths\n', 'maths')])
+def test_a_checkpoint_that_does_not_fit_the_code_says_why(here, old, new, words):
+    saved(here)
+    copy_script(here, 'gpt.py', TEXT, (old, new), **SMALL)
+    message = exit_message(load_checkpoint, here / 'gpt.pt')
+    assert words in message and 'undo your edits, or train again' in message
+
+
+class Trap:
+    """What a hostile file could hold: an order that loading it would carry out."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+DAMAGED = {
+    'truncated': lambda file, saved: file[:5000],
+    'text': lambda file, saved: TEXT.encode(),
+    'empty': lambda file, saved: b'',
+    'weights only': lambda file, saved: saved['model'],
+    'a list': lambda file, saved: [1, 2],
+    'of an older version': lambda file, saved: {**saved, 'sizes': None, 'config': {}},
+    'of a later version': lambda file, saved: {**saved, 'sizes': (*saved['sizes'], 1)},
+    'of other shapes': lambda file, saved: {**saved, 'chars': saved['chars'][1:]},
+    'without a vocabulary': lambda file, saved: {**saved, 'chars': []},
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGED)
+def test_a_damaged_or_foreign_file_is_refused(here, damage):
+    saved(here)
+    path = here / 'gpt.pt'
+    damaged = DAMAGED[damage](path.read_bytes(), torch.load(path, weights_only=True))
+    if isinstance(damaged, bytes):
+        path.write_bytes(damaged)
+    else:
+        torch.save(damaged, path)
+    assert f'cannot use {path}' in exit_message(load_checkpoint, path)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_hostile_file_is_refused_and_not_obeyed(here, zipped):
+    path, sprung = here / 'gpt.pt', here / 'sprung'
+    if zipped:
+        torch.save({'model': Trap(sprung)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Trap(sprung), protocol=2))
+    assert f'cannot use {path}' in exit_message(load_checkpoint, path)
+    assert not sprung.exists()
