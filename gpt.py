@@ -268,7 +268,7 @@ def save():
 def report(step, started):
     """Prints the losses after this many steps; AssertionError for a loss that is not finite.
 
-    After training steps, saves the weights if no val loss was lower. Prints a sample of text.
+    After some training, saves the weights if their val loss is the lowest. Prints a sample.
     """
     losses = estimate_loss()
     print(f"step {step} of {max_iters}: train loss {losses['train']:.4f}, "

@@ -58,8 +58,9 @@ def load_checkpoint(path):
                          strict=True))
         with tempfile.TemporaryDirectory() as folder:
             # Each script reads a text. This one has the characters of the vocabulary, and is
-            # long enough for any block_size.
-            text = ''.join(chars) * (10 * sizes['block_size'] // len(chars) + 1)
+            # long enough for any block_size, even if all tokens are as long as the longest.
+            text = ''.join(chars)
+            text *= 10 * sizes['block_size'] * max(map(len, chars)) // len(text) + 1
             (Path(folder) / 'input.txt').write_text(text, encoding='utf-8')
             gpt = load(script, folder=Path(folder), device='cpu', **sizes)
         # An edited tokenizer may have tokens of more than one character.

@@ -82,14 +82,19 @@ def test_input_txt_does_not_matter(here, text):
     assert text_of('The king').startswith('The king')
 
 
-def test_an_edited_tokenizer_may_have_tokens_of_two_characters(here):
+@pytest.mark.parametrize('block_size', [16, 67])  # with 67, the text takes all its characters
+def test_an_edited_tokenizer_may_have_tokens_of_two_characters(here, block_size):
     gpt = saved(here, TEXT, (
         'chars = sorted(set(text))',
         'pairs = sorted({a + b for a, b in zip(text, text[1:])})\n'
         'chars = sorted(set(text)) + pairs'), (
-        '    return [stoi[character] for character in string]',
-        '    pairs = [string[i:i + 2] for i in range(0, len(string), 2)]\n'
-        '    return [stoi[pair] for pair in pairs]'))
+        '    return [stoi[character] for character in string]', """\
+    ids, i = [], 0
+    while i < len(string):
+        token = string[i:i + 2] if string[i:i + 2] in stoi else string[i]
+        ids.append(stoi[token])
+        i += len(token)
+    return ids"""), block_size=block_size)
     assert max(map(len, gpt.chars)) == 2
     assert_same_model(gpt, here / 'gpt.pt')
     assert text_of('The king').startswith('The king')
