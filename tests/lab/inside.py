@@ -1,19 +1,21 @@
 """Looks inside the model in gpt.pt: what its attention reads, and what it predicts.
 
-    python tests/lab/inside.py "the k"           numbers and pictures, in the terminal
-    python tests/lab/inside.py "the k" --page    a page for the browser: gpt.html, beside gpt.pt
-    python tests/lab/inside.py --nearest .       the characters with the most similar embeddings
+    python tests/lab/inside.py "the k"        numbers and pictures, in the terminal
+    python tests/lab/inside.py --page         the model in a page for the browser: gpt.html
+    python tests/lab/inside.py --nearest .    the characters with the most similar embeddings
 
-Without a text, it takes some of the validation text. Everything shown is computed by the layers of
-the trained model; the template of the page, page.html, draws it.
+Without a text, it takes some of the validation text. The page, gpt.html, lies beside gpt.pt. It
+consists of a template, page.html, of model.js, which computes in the browser, and of the weights.
 """
 import argparse
+import base64
 import json
 import math
 import shutil
 import sys
 import unicodedata
-from collections import Counter, namedtuple
+from array import array
+from collections import namedtuple
 from pathlib import Path
 
 import torch
@@ -22,12 +24,11 @@ import torch.nn.functional as F
 from scripts import PROJECT, load_checkpoint
 
 SHADES, NEWLINE, BAR = '·░▒▓█', '↵', '█'
-ASCII_SHADES, ASCII_NEWLINE, ASCII_BAR = '.:+*#', '/', '#'
 LIMITS = (0.05, 0.2, 0.4, 0.7)  # the weights at which the next darker shade begins
 BY_HAND = 8  # characters at most of a text whose attention is printed as numbers
-PAGE = 64  # characters at most of a text on the page
-# What the page shows at most, so that its file stays small, however large the model is:
-HEADS, STEPS, GUESSES, LOGITS = 48, 16, 5, 100
+SHORT, FIRST = 16, 32  # characters of the validation text: in the terminal, and on the page
+CONTEXT = 64  # characters that the page reads at most: with more, it would become slow
+LARGEST = 20_000_000  # parameters: the file of a larger model would be too large for a browser
 
 # Of one text with T characters: scores and attention weights (n_layer, n_head, T, T); lens, the
 # logits if the model stopped after the embeddings or a block (n_layer + 1, T, vocab_size); losses,
@@ -36,20 +37,9 @@ Inside = namedtuple('Inside', 'scores weights lens losses')
 
 
 def check(condition, message):
-    """Exits with status 1 and this message, unless the condition is true."""
+    """Exits with one line, unless the condition is true."""
     if not condition:
         sys.exit(f'Error: {message}')
-
-
-def attention(sa, x):
-    """What an attention module does with x, spelled out as in gpt.py: scores, weights, output."""
-    B, T, C = x.shape
-    q, k, v = sa.qkv(x).chunk(3, dim=-1)  # (B, T, C) each
-    hs = C // sa.n_head
-    q, k, v = (z.view(B, T, sa.n_head, hs).transpose(1, 2) for z in (q, k, v))
-    scores = q @ k.transpose(-2, -1) / math.sqrt(hs)  # (B, nh, T, T)
-    weights = masked(scores).softmax(dim=-1)  # (B, nh, T, T)
-    return scores, weights, sa.proj((weights @ v).transpose(1, 2).flatten(2))
 
 
 def masked(scores):
@@ -58,35 +48,57 @@ def masked(scores):
 
 
 @torch.no_grad()
+def compute(gpt, text, off=()):
+    """What the unedited gpt.py computes for a text, step by step, as an Inside.
+
+    off has heads, as pairs (layer, head) counted from 1: each of them is switched off, so its
+    output counts as 0.
+    """
+    weights, ids = gpt.model.state_dict(), torch.tensor(gpt.encode(text))
+    T, nh, hs = len(ids), gpt.n_head, gpt.n_embd // gpt.n_head  # time, heads, head size
+
+    def linear(name, x):
+        return F.linear(x, weights[f'{name}.weight'], weights.get(f'{name}.bias'))
+
+    def norm(name, x):
+        return F.layer_norm(x, x.shape[-1:], weights[f'{name}.weight'], weights[f'{name}.bias'])
+
+    x = weights['token_embedding_table.weight'][ids]  # (T, C)
+    x = x + weights['position_embedding_table.weight'][:T]  # (T, C)
+    stream, all_scores, all_weights = [x], [], []
+    for layer in range(gpt.n_layer):
+        block = f'blocks.{layer}'
+        q, k, v = linear(f'{block}.sa.qkv', norm(f'{block}.ln1', x)).chunk(3, dim=-1)  # (T, C)
+        q, k, v = (z.view(T, nh, hs).transpose(0, 1) for z in (q, k, v))  # (nh, T, hs)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(hs)  # (nh, T, T)
+        att = masked(scores).softmax(dim=-1)  # (nh, T, T)
+        out = att @ v  # (nh, T, hs)
+        for head in (head for number, head in off if number == layer + 1):
+            out[head - 1] = 0
+        x = x + linear(f'{block}.sa.proj', out.transpose(0, 1).flatten(1))  # (T, C)
+        out = linear(f'{block}.ffwd.fc', norm(f'{block}.ln2', x)).relu()  # (T, 4C)
+        x = x + linear(f'{block}.ffwd.proj', out)  # (T, C)
+        stream.append(x)
+        all_scores.append(scores)
+        all_weights.append(att)
+    lens = linear('lm_head', norm('ln_f', torch.stack(stream)))  # (n_layer + 1, T, vocab_size)
+    losses = F.cross_entropy(lens[-1, :-1], ids[1:], reduction='none')  # (T - 1)
+    return Inside(torch.stack(all_scores), torch.stack(all_weights), lens, losses)
+
+
+@torch.no_grad()
 def look(gpt, text):
-    """What the model in gpt computes for a text, as an Inside; exits if it is not what we draw."""
-    edited = 'gpt.py is edited: its {} is not the one that this program draws'
-    ids = torch.tensor(gpt.encode(text))
-    heads, stream = [], []  # of each layer: scores and weights; x after embeddings and each block
-
-    def keep_attention(sa, inputs, output):
-        scores, weights, expected = attention(sa, *inputs)
-        check(torch.allclose(output, expected, rtol=1e-3, atol=1e-4),
-                  edited.format('attention'))
-        heads.append((scores[0], weights[0]))
-
-    model = gpt.model.eval()
+    """What the model in gpt computes for a text, as an Inside; exits if compute finds another."""
     try:
-        hooks = [block.sa.register_forward_hook(keep_attention) for block in model.blocks]
-        hooks += [block.register_forward_hook(lambda block, inputs, x: stream.append(x[0]))
-                  for block in model.blocks]
-        hooks.append(model.blocks[0].register_forward_pre_hook(
-            lambda block, inputs: stream.append(inputs[0][0])))
-        logits = model(ids[None])[0][0]  # (T, vocab_size)
-    except (AttributeError, RuntimeError, ValueError):  # it has other parts, of other shapes
-        check(False, edited.format('attention'))
-    for hook in hooks:
-        hook.remove()
-    lens = model.lm_head(model.ln_f(torch.stack(stream)))  # the last two layers, applied early
-    check(heads, edited.format('attention'))
-    check(torch.allclose(lens[-1], logits, rtol=1e-3, atol=1e-4), edited.format('output'))
-    scores, weights = (torch.stack(tensors) for tensors in zip(*heads))
-    return Inside(scores, weights, lens, F.cross_entropy(logits[:-1], ids[1:], reduction='none'))
+        inside = compute(gpt, text)
+        logits = gpt.model.eval()(torch.tensor([gpt.encode(text)]))[0][0]  # (T, vocab_size)
+        same = torch.allclose(inside.lens[-1], logits, rtol=0, atol=1e-3)
+        same = same and all(len(token) == 1 for token in gpt.chars)  # a picture has characters
+    except Exception:  # a model with other parts raises errors of many types
+        same = False
+    check(same, 'this model computes something else than the unedited gpt.py, or it has no '
+          'attention: inside.py cannot show it')
+    return inside
 
 
 # --- In the terminal
@@ -114,36 +126,48 @@ def by_hand(inside, layer, head, labels, head_size):
             '']
 
 
-def picture(weights, labels, title, shades):
+def picture(weights, labels, title):
     """The lines of one head's picture, from weights (T, T); nothing above the diagonal."""
     lines = [title, '  ' + labels]
     for i, label in enumerate(labels):
         levels = [sum(w >= limit for limit in LIMITS) for w in weights[i, :i + 1].tolist()]
-        lines.append(f'{label} ' + ''.join(shades[level] for level in levels))
+        lines.append(f'{label} ' + ''.join(SHADES[level] for level in levels))
     return [line.ljust(max(map(len, lines))) for line in lines]
 
 
-def triangles(inside, labels, shades, width):
+def triangles(inside, labels, width):
     """The lines of the pictures of all heads, as many of a layer side by side as fit the width."""
     fit = max((width + 2) // (max(len(labels) + 2, len('layer 1, head 1')) + 2), 1)
     lines = []
     for layer, heads in enumerate(inside.weights, 1):
-        pictures = [picture(weights, labels, f'layer {layer}, head {head}', shades)
+        pictures = [picture(weights, labels, f'layer {layer}, head {head}')
                     for head, weights in enumerate(heads, 1)]
         for first in range(0, len(pictures), fit):
             lines += ['  '.join(row).rstrip() for row in zip(*pictures[first:first + fit])] + ['']
     return lines + ['Weights: ' + ', '.join(f'{shade} from {limit}'
-                                            for shade, limit in zip(shades, (0,) + LIMITS)), '']
+                                            for shade, limit in zip(SHADES, (0,) + LIMITS)), '']
 
 
-def bars(logits, names, bar):
+def without_heads(gpt, text, inside):
+    """The lines with the mean loss of a text if one head is switched off."""
+    loss = inside.losses.mean().item()
+    lines = [f'Mean loss of this text: {loss:.2f}. With one head switched off:']
+    for layer in range(1, gpt.n_layer + 1):
+        for head in range(1, gpt.n_head + 1):
+            other = compute(gpt, text, [(layer, head)]).losses.mean().item()
+            rise = round(other, 2) - round(loss, 2)  # as printed
+            lines.append(f'layer {layer}, head {head}: {other:.2f} ({rise:+.2f})')
+    return lines + ['']
+
+
+def bars(logits, names):
     """The lines with the ten most probable next characters at three temperatures."""
     temperatures = (0.5, 1, 1.5)
     lines = ['  ' + ''.join(f'temperature {temperature:<10}' for temperature in temperatures)]
     columns = [(logits / temperature).softmax(dim=-1) for temperature in temperatures]
     for i in logits.argsort(descending=True)[:10].tolist():
         lines.append(f'{names[i]} ' + ''.join(
-            f'{bar * round(12 * p[i].item())} {p[i]:.2f}'.strip().ljust(22) for p in columns))
+            f'{BAR * round(12 * p[i].item())} {p[i]:.2f}'.strip().ljust(22) for p in columns))
     return [line.rstrip() for line in lines]
 
 
@@ -158,129 +182,111 @@ def nearest(gpt, asked, names):
 
 
 # --- The page
-def page_name(character):
-    """What the page shows for a character: something to see for those that show nothing."""
-    if character in '\n ':
-        return {'\n': '↵', ' ': '␣'}[character]
-    if unicodedata.category(character).startswith('M'):  # an accent needs a letter to sit on
-        return '◌' + character
-    return character if character.isprintable() else f'U+{ord(character):04X}'
+def packed(tensor):
+    """The numbers of a tensor, 32 bits each, as text: JSON cannot hold them in less space."""
+    return base64.b64encode(array('f', tensor.flatten().tolist())).decode()
 
 
-def guesses(logits, names):
-    """The most probable characters of each row of logits, with p in thousandths."""
-    ps, ids = logits.softmax(dim=-1).topk(min(GUESSES, len(names)))
-    return [[[names[i], round(1000 * p)] for p, i in zip(*row)]
-            for row in zip(ps.tolist(), ids.tolist())]
+@torch.no_grad()
+def page_html(gpt, text, layer, head):
+    """The page: its template with model.js and the data in it.
 
-
-def page_data(gpt, text, layer, head):
-    """What page.html shows of a text, and no more: weights and probabilities in thousandths."""
-    inside = look(gpt, text)
-    thousandths = (inside.weights * 1000).round().int()
-    heads = [(i, j) for i in range(1, gpt.n_layer + 1) for j in range(1, gpt.n_head + 1)]
-    if len(heads) > HEADS:
-        heads = [pair for pair in heads if pair[0] == layer]
-    if len(heads) > HEADS:
-        heads = [(layer, head)]
-    # A model with many layers: steps from the first to the last, at equal distances.
-    steps = sorted({round(i * gpt.n_layer / (STEPS - 1)) for i in range(STEPS)})
-    names = [page_name(character) for character in gpt.chars]
-    # Logits with how often they occur, in falling order. Those of the tail, which have no bars but
-    # share in the sum, are grouped by hundredths.
-    logits, ids = inside.lens[-1, -1].sort(descending=True)
-    tail = Counter(round(logit, 2) for logit in logits[LOGITS:].tolist())
-    return {
-        'sizes': [gpt.n_layer, gpt.n_head, gpt.n_embd, len(gpt.chars)],
-        'text': [page_name(character) for character in text],
-        'heads': [{'layer': i, 'head': j, 'weights': [
-            row[:n] for n, row in enumerate(thousandths[i - 1, j - 1].tolist(), 1)]}
-            for i, j in heads],
-        'chosen': heads.index((layer, head)),
-        'steps': steps,
-        'guesses': [guesses(logits, names) for logits in inside.lens[steps]],
-        'losses': [round(loss, 4) for loss in inside.losses.tolist()],
-        'mean_loss': round(inside.losses.mean().item(), 4) if len(text) > 1 else None,
-        'logits': [[logit, 1] for logit in logits[:LOGITS].tolist()] + [*map(list, tail.items())],
-        'names': [names[i] for i in ids[:LOGITS].tolist()],
+    The data have torch's logits for the text: the page compares its own with them.
+    """
+    folder, ids = Path(__file__).parent, gpt.encode(text)[-min(gpt.block_size, CONTEXT):]
+    data = json.dumps({
+        'chars': gpt.chars,
+        'sizes': [gpt.block_size, gpt.n_embd, gpt.n_head, gpt.n_layer],
+        'context': CONTEXT,
+        'text': text,
+        'ids': ids,
+        'logits': packed(gpt.model.eval()(torch.tensor([ids]))[0]),
+        'weights': {name: packed(weight) for name, weight in gpt.model.state_dict().items()},
+        'layer': layer,
+        'head': head,
         'temperature': gpt.temperature,
         'top_k': gpt.top_k,
-    }
+    })
+    page = (folder / 'page.html').read_text(encoding='utf-8')
+    page = page.replace('/* model.js */', (folder / 'model.js').read_text(encoding='utf-8'))
+    # The data come last, because they may look like a marker. No < in them can end the script.
+    return page.replace('DATA', data.replace('<', r'\u003c'))
 
 
-def page_html(data):
-    """The page: its template with the data in it, in which nothing can end the script element."""
-    template = Path(__file__).with_name('page.html').read_text(encoding='utf-8')
-    return template.replace('DATA', json.dumps(data, separators=(',', ':')).replace('<', r'\u003c'))
+def write_page(gpt, path, text, layer, head):
+    """Writes the page into a file, if the model is not too large for it."""
+    size = sum(parameter.numel() for parameter in gpt.model.parameters())
+    check(size <= LARGEST, f'the model has {size:,} parameters, and a browser can hold about '
+          f'{LARGEST:,}: leave out --page, for pictures in the terminal')
+    try:
+        path.write_text(page_html(gpt, text, layer, head), encoding='utf-8')
+    except OSError as error:
+        check(False, f'cannot write {path} ({error.strerror})')
+    print(f'The page is in {path}: open it in a browser')
+
+
+def validation_text(gpt):
+    """The last tenth of input.txt, without the characters that the model does not know."""
+    try:
+        text = (PROJECT / 'input.txt').read_text(encoding='utf-8-sig')
+    except (OSError, UnicodeError):
+        return ''
+    text = ''.join(c for c in text[len(text) * 9 // 10:] if c in gpt.stoi)
+    return text.partition('\n\n')[2] or text  # begin after the first empty line
 
 
 def main():
     parser = argparse.ArgumentParser(description='Looks inside the model in gpt.pt.')
     parser.add_argument('text', nargs='?', help='the text to show (default: some of input.txt)')
     parser.add_argument('--page', action='store_true', help='write gpt.html, for the browser')
-    parser.add_argument('--layer', type=int, help='choose this layer (default: 1; on the page 2)')
-    parser.add_argument('--head', type=int, help='choose this head (default: 1; on the page 2)')
+    parser.add_argument('--layer', type=int, default=1, help='choose this layer (default: 1)')
+    parser.add_argument('--head', type=int, default=1, help='choose this head (default: 1)')
     parser.add_argument('--nearest', metavar='CHARACTER',
                         help='print the characters with the most similar token embeddings instead')
-    parser.add_argument('--checkpoint', type=Path, help='use this file instead of gpt.pt')
+    parser.add_argument('--checkpoint', type=Path, default=PROJECT / 'gpt.pt',
+                        help='use this file instead of gpt.pt')
     arguments = parser.parse_args()
-    checkpoint = arguments.checkpoint or PROJECT / 'gpt.pt'
-    gpt = load_checkpoint(checkpoint)
-    if hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(line_buffering=True, errors='replace')
-    val_text = (PROJECT / 'input.txt').read_text(encoding='utf-8-sig')
-    val_text = val_text[len(val_text) * 9 // 10:]
-
-    try:
-        (SHADES + NEWLINE + BAR).encode(sys.stdout.encoding or 'ascii')
-        shades, newline, bar = SHADES, NEWLINE, BAR
-    except UnicodeError:
-        shades, newline, bar = ASCII_SHADES, ASCII_NEWLINE, ASCII_BAR
+    gpt = load_checkpoint(arguments.checkpoint)
+    sys.stdout.reconfigure(errors='replace')  # ? for a character that the terminal cannot show
     names = {c: c if c.isprintable() and unicodedata.east_asian_width(c) not in 'WF'
              and not unicodedata.combining(c) else '?' for c in gpt.chars}
-    names.update({'\n': newline, ' ': '_'})  # what is shown for each character: one column wide
+    names.update({'\n': NEWLINE, ' ': '_'})  # what is shown for each character: one column wide
     in_order = [names[c] for c in gpt.chars]
 
     if arguments.nearest is not None:
-        check(arguments.nearest in gpt.chars, f'--nearest: {arguments.nearest!r} is not one of the '
-              'characters that the model knows')
+        check(arguments.nearest in gpt.chars, f'--nearest: {arguments.nearest!r} is not one of '
+              'the characters that the model knows')
         print(*nearest(gpt, arguments.nearest, in_order), sep='\n')
         return
 
-    text, most = arguments.text, min(gpt.block_size, PAGE) if arguments.page else gpt.block_size
-    if text is None:  # begin after the first empty line
-        val_text = ''.join(c for c in val_text if c in gpt.stoi)
-        length = most if arguments.page else min(most, 16)
-        text = (val_text.partition('\n\n')[2] or val_text)[:length]
+    text = arguments.text
+    if text is None:
+        text = validation_text(gpt)[:min(gpt.block_size, FIRST if arguments.page else SHORT)]
     unknown = sorted(set(text) - set(gpt.chars))
     check(text, 'there is no text to show: give some')
     check(not unknown, f'the model does not know {unknown}: leave them out')
-    check(len(text) <= most, f'the text has {len(text)} characters: use at most {most}')
+    shown = text[-min(gpt.block_size, CONTEXT):] if arguments.page else text
+    check(len(shown) <= gpt.block_size,
+          f'the text has {len(text)} characters: use at most {gpt.block_size}')
+    inside, labels = look(gpt, shown), ''.join(names[c] for c in shown)
     for name, number in (('layer', gpt.n_layer), ('head', gpt.n_head)):
-        if getattr(arguments, name) is None:  # the page begins where there is more to see
-            setattr(arguments, name, min(2, number) if arguments.page else 1)
         check(1 <= getattr(arguments, name) <= number, f'--{name} is a number from 1 to {number}')
-
     if arguments.page:
-        path = checkpoint.absolute().with_name('gpt.html')
-        html = page_html(page_data(gpt, text, arguments.layer, arguments.head))
-        try:
-            path.write_text(html, encoding='utf-8')
-        except OSError as error:
-            check(False, f'cannot write {path} ({error.strerror})')
-        print(f'The page is in {path}: open it in a browser')
+        path = arguments.checkpoint.absolute().with_name('gpt.html')
+        write_page(gpt, path, text, arguments.layer, arguments.head)
         return
 
     width = shutil.get_terminal_size().columns  # 80 where there is no terminal
     check(len(text) + 2 <= width, f'the text has {len(text)} characters, which needs a terminal '
           f'{len(text) + 2} columns wide: this one has {width}')
-    inside, labels = look(gpt, text), ''.join(names[c] for c in text)
     if len(text) <= BY_HAND:
         print(*by_hand(inside, arguments.layer, arguments.head, labels, gpt.n_embd // gpt.n_head),
               sep='\n')
-    print(*triangles(inside, labels, shades, width), sep='\n')
+    print(*triangles(inside, labels, width), sep='\n')
+    if len(text) > 1:
+        print(*without_heads(gpt, text, inside), sep='\n')
     print(f'The next character after {labels}, and its probability')
-    print(*bars(inside.lens[-1, -1], in_order, bar), sep='\n')
+    print(*bars(inside.lens[-1, -1], in_order), sep='\n')
 
 
 if __name__ == '__main__':
