@@ -75,9 +75,7 @@ class BigramLanguageModel(nn.Module):
     def __init__(self):
         super().__init__()
         self.token_embedding_table = nn.Embedding(vocab_size, vocab_size)  # row i: its logits
-        # Equal logits are equal probabilities. (In a network of several layers, weights start
-        # out random: zeros would let no gradient through to the first layers.)
-        nn.init.zeros_(self.token_embedding_table.weight)
+        nn.init.zeros_(self.token_embedding_table.weight)  # equal logits: equal probabilities
 
     def forward(self, idx, targets=None):
         """Token ids (B, T) -> logits (B, T, vocab_size); with targets (B, T), the loss as well.
@@ -104,7 +102,7 @@ class BigramLanguageModel(nn.Module):
 
 
 torch.manual_seed(seed)
-model = m = BigramLanguageModel().to(device)
+model = m = BigramLanguageModel().to(device)  # m: for short
 
 
 # --- Training

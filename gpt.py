@@ -178,7 +178,8 @@ class GPTLanguageModel(nn.Module):
         self.blocks = nn.Sequential(*[Block(n_embd, n_head) for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd)  # last layer norm: x has grown in the blocks
         self.lm_head = nn.Linear(n_embd, vocab_size)  # output layer: C numbers to logits
-        # With torch's standard deviation of 1, what the blocks add would hardly count at first.
+        # Torch's standard deviation of 1 would make x so large that what the blocks add to it
+        # would hardly count at first.
         nn.init.normal_(self.token_embedding_table.weight, std=0.1)
         nn.init.normal_(self.position_embedding_table.weight, std=0.1)
 
@@ -219,7 +220,7 @@ class GPTLanguageModel(nn.Module):
 
 
 torch.manual_seed(seed)
-model = m = GPTLanguageModel().to(device)
+model = m = GPTLanguageModel().to(device)  # m: for short
 
 
 # --- Training
@@ -297,8 +298,8 @@ def train():
         {'params': vectors, 'weight_decay': 0.0},
     ], lr=learning_rate, fused=True)  # fused: all weights in one call, which is faster
     # The learning rate falls to 0, so that the weights settle instead of following each batch.
-    # But first it rises, as long as AdamW's averages rest on few batches. (It is learning_rate
-    # times the lower of these two lines, which meet just below 1.)
+    # But first it rises, as long as AdamW's averages rest on few batches. (The lower of the two
+    # values counts. Both are about 1 where they meet.)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup_iters, 1 - step / max_iters))
 

@@ -284,11 +284,11 @@ def main():
     arguments = parser.parse_args()
     number, steps = arguments.number, arguments.steps
     if number is not None and number not in EXERCISES:
-        parser.error(f'the exercises have the numbers 1 to {len(EXERCISES)}')
+        parser.error(f'the exercises have the numbers 0 to {len(EXERCISES) - 1}')
     if (steps is not None and steps < 1) or arguments.seeds < 1:
         parser.error('--steps and --seeds: use a whole number above 0')
-    if arguments.show and number is None:
-        parser.error('--show needs the number of an exercise')
+    if arguments.show and not number:
+        parser.error('--show needs the number of an exercise, 1 or more')
     source = (PROJECT / 'gpt.py').read_text(encoding='utf-8')
     if arguments.show:
         show(number, source)
@@ -300,6 +300,8 @@ def main():
         work_parts(source, steps, arguments.seeds)
     elif number is None:
         print(*(f'{i:2}. {exercise.title}' for i, exercise in EXERCISES.items()), sep='\n')
+    elif not EXERCISES[number].variants:
+        print(f'Nothing to run: do exercise {number} as tests/lab/README.md says')
     else:
         refuse_edits(source)
         work(number, source, steps)

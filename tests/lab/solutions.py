@@ -223,6 +223,7 @@ PARTS = {
 }
 
 EXERCISES = dict(enumerate([
+    Exercise('Watch your own model', {}),  # with inside.py: nothing is edited
     # Break it.
     Exercise('Let it see the future', {
         'no mask': change(WITHOUT_MASK),
@@ -302,4 +303,4 @@ EXERCISES = dict(enumerate([
                                                     batch_size=1),
     }, 'a training step takes {ratio:.2f} times as long; before training, the logits differ by at '
        'most {difference:.0e}', compare=False),
-], start=1))
+]))
