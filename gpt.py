@@ -104,7 +104,8 @@ class MultiHeadAttention(nn.Module):
         v = v.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
         # scores[b, h, i, j]: how well the query at i matches the key at j, a dot product.
         # @, the matrix product, works on the last two axes: for each head, it takes the dot
-        # product of each row on its left and each column on its right.
+        # product of each row on its left and each column on its right. transpose swaps these
+        # axes, so that each key becomes a column.
         scores = q @ k.transpose(-2, -1)  # (B, nh, T, hs) @ (B, nh, hs, T) -> (B, nh, T, T)
         # A sum of hs random products of size 1 is about sqrt(hs) in size: divide by that.
         # With large scores, softmax gives nearly 1 to one position and 0 to the rest: its
@@ -178,8 +179,8 @@ class GPTLanguageModel(nn.Module):
         self.blocks = nn.Sequential(*[Block(n_embd, n_head) for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd)  # last layer norm: x has grown in the blocks
         self.lm_head = nn.Linear(n_embd, vocab_size)  # output layer: C numbers to logits
-        # Torch's standard deviation of 1 would make x so large that what the blocks add to it
-        # would hardly count at first.
+        # Random start values of about 0.1. Torch's own, of about 1, would make x so large that
+        # what the blocks add to it would hardly count at first.
         nn.init.normal_(self.token_embedding_table.weight, std=0.1)
         nn.init.normal_(self.position_embedding_table.weight, std=0.1)
 
