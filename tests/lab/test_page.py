@@ -78,7 +78,8 @@ DRIVE = """
   document.querySelectorAll('#reading button')[12].click();
   found.shown = {names: texts('#surprise button b').slice(0, 15),
                  losses: texts('#surprise small').slice(1, 15), reads: texts('#reading small'),
-                 lens: texts('#lens td'), bars: texts('#bars th, #bars td:nth-child(2)')};
+                 lens: texts('#lens td'), bars: texts('#bars th, #bars td:nth-child(2)'),
+                 loss: find('loss').textContent, most: find('reads').textContent};
   while (rises.size < heads.length) await wait(20);
   found.rises = [...rises.entries()];
   found.numbers = texts('#heads small');
@@ -93,13 +94,19 @@ DRIVE = """
   await frame();
   found.on = computed();
 
+  scrollTo(0, 1900);
+  const stands = scrollY;
+  find('field').scrollIntoView({block: 'nearest'});  // as a browser does at every key
+  found.scrolled = [stands, scrollY];
+
   set('top_k', 1);
   await type(START);
+  found.top1 = texts('#bars td:nth-child(2)');
   for (let i = 0; i < 150; i++) find('one').click();
   await frame();
   found.written = {text: find('field').value, scrolled: find('field').scrollTop, ...computed()};
   await type('');
-  found.empty = computed().ids;
+  found.empty = [computed().ids, ...texts('#heads small')];
   find('one').click();
   found.fromEmpty = find('field').value;
   find('go').click();
@@ -275,6 +282,11 @@ def test_the_pictures_and_numbers_are_those_of_the_typed_text(pair):
         expected['losses'].tolist(), abs=0.051)
     weights = [float(weight or 0) for weight in shown['reads'][:15]]  # of the marked character, 13
     assert weights == pytest.approx(expected['weights'][12][0][0] + [0, 0], abs=0.006)
+    most = max(range(13), key=expected['weights'][12][0][0].__getitem__)
+    where = {12: 'itself', 11: 'the one before'}.get(most, f'{12 - most} before')
+    assert f"{drawn(gpt, ids)[most]}\u2069” ({where}: {shown['reads'][most]})" in shown['most']
+    assert f"“\u2068{drawn(gpt, ids)[12]}" in shown['loss']
+    assert f"= {expected['losses'][11]:.2f}." in shown['loss']
     for step, logits in enumerate(expected['early'][12]):
         ps, best = logits.softmax(dim=-1).topk(5)
         cells = shown['lens'][5 * step:5 * step + 5]
@@ -329,11 +341,20 @@ def test_with_top_k_1_it_writes_what_generate_writes(pair, monkeypatch):
 
 def test_it_starts_like_gpt_without_a_text_and_goes_on_until_something_is_typed(pair):
     gpt, context, found = pair
-    assert found['empty'] == [0]
+    assert found['empty'] == [[0], *'–' * gpt.n_layer * gpt.n_head]
     assert found['fromEmpty'][0] == gpt.chars[0] and len(found['fromEmpty']) == 2
     length, live = found['wentOn']
     assert length >= 4 and live == 'off'
     assert found['stopped'] == ['the', 'polite', 'Go on'] and found['composing'] == 'Go on'
+
+
+def test_typing_does_not_scroll_the_page(pair):
+    before, after = pair[2]['scrolled']
+    assert before == after > 500
+
+
+def test_characters_that_top_k_forbids_have_no_number(pair):
+    assert pair[2]['top1'] == ['1.000', *'–' * 15]
 
 
 @pytest.mark.parametrize('temperature, top_k', [(0.8, None), (1.7, 3), (0.001, None), (0.3, 1)])
@@ -369,7 +390,7 @@ def test_a_large_paste_shows_its_end_and_many_keys_are_drawn_once(pair):
     ids, length, status, frames = found['paste']
     text = 'the king ' * 11112 + 'x'
     assert (ids, length, frames) == (gpt.encode(text[-context:]), len(text), 1)
-    assert f'The last {context} characters; {len(text) - context} older' in status
+    assert f'The last {context} of {len(text)} characters' in status
 
 
 @pytest.mark.parametrize('name', EDITS)
