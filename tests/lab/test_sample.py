@@ -82,6 +82,13 @@ def test_input_txt_does_not_matter(here, text):
     assert text_of('The king').startswith('The king')
 
 
+def test_a_file_without_a_gpt_py_beside_it_opens_with_the_code_of_the_project(here):
+    gpt = saved(here)
+    (here / 'alone').mkdir()
+    (here / 'gpt.pt').rename(here / 'alone' / 'gpt.pt')
+    assert_same_model(gpt, here / 'alone' / 'gpt.pt')
+
+
 @pytest.mark.parametrize('block_size', [16, 67])  # with 67, the text takes all its characters
 def test_an_edited_tokenizer_may_have_tokens_of_two_characters(here, block_size):
     gpt = saved(here, TEXT, (
