@@ -83,7 +83,7 @@ class BigramLanguageModel(nn.Module):
         The loss is the cross-entropy in nats per character: the mean of -ln(p), where p is the
         probability of the actual next character. For 65 equally likely ones it is ln 65 = 4.17.
         """
-        logits = self.token_embedding_table(idx)  # (B, T, vocab_size)
+        logits = self.token_embedding_table(idx)  # (B, T, vocab_size): looks up the rows
         if targets is None:
             return logits, None
         # cross_entropy applies the softmax; it takes (B * T, vocab_size) and (B * T).
@@ -138,9 +138,9 @@ def report(step, started):
 def train():
     """Adjusts the weights, step by step, to make the actual next characters more probable."""
     # AdamW moves a weight against the average of its recent gradients, divided by their usual
-    # size: so it mostly moves by a bit less than learning_rate, however small they are.
+    # size: so it mostly moves by less than learning_rate, however small they are.
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    # The learning rate falls to 0, so that the weights settle instead of following each batch.
+    # The factor of learning_rate falls to 0: the weights settle instead of following each batch.
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max_iters)
 
     print(f'{sum(p.numel() for p in model.parameters()):,} parameters')

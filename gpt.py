@@ -289,7 +289,7 @@ def train():
     """Adjusts the weights, step by step, to make the actual next characters more probable."""
     set_aside_older_model()
     # AdamW moves a weight against the average of its recent gradients, divided by their usual
-    # size: so it mostly moves by a bit less than learning_rate, however small they are.
+    # size: so it mostly moves by less than learning_rate, however small they are.
     # Weight decay is for matrices: the few vectors hardly overfit, and the scale of a layer
     # norm, pulled to 0, would switch its channel off.
     matrices = [p for p in model.parameters() if p.dim() >= 2]  # embeddings, too
@@ -298,9 +298,9 @@ def train():
         {'params': matrices, 'weight_decay': weight_decay},
         {'params': vectors, 'weight_decay': 0.0},
     ], lr=learning_rate, fused=True)  # fused: all weights in one call, which is faster
-    # The learning rate falls to 0, so that the weights settle instead of following each batch.
+    # The factor of learning_rate falls to 0: the weights settle instead of following each batch.
     # But first it rises, as long as AdamW's averages rest on few batches. (The lower of the two
-    # values counts. Both are about 1 where they meet.)
+    # numbers counts. They are about 1 where they meet.)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup_iters, 1 - step / max_iters))
 
