@@ -30,7 +30,7 @@ n_head = 4  # attention heads per block, each of size n_embd / n_head
 n_layer = 3  # blocks, one after another
 dropout = 0.0  # dropout probability: in training, numbers are set to 0, the rest enlarged
 temperature = 0.8  # above 0; in generation, below 1: more predictable; above 1: more varied
-top_k = None  # in generation: only the k most probable characters; None: all of them
+top_k = None  # draw from the k most probable characters; 1: the most probable only; None: all
 seed = 1337  # random seed: the same run again, on the same CPU with the same torch
 
 # --- Text and tokenizer: a token is one character, and its id is its place in the vocabulary.

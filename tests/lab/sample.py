@@ -28,7 +28,7 @@ if __name__ == '__main__':
     if arguments.top_k is not None and arguments.top_k < 1:
         parser.error('--top-k: use a whole number above 0')
     if arguments.prompt == '':
-        parser.error('the text is empty: give it at least one character, or leave it out')
+        sys.exit('Error: the text is empty: give it at least one character, or leave it out')
 
     gpt = load_checkpoint(arguments.checkpoint)
     model, encode, decode = gpt.model, gpt.encode, gpt.decode

@@ -148,7 +148,7 @@ def test_python_i_goes_on_with_the_names_of_the_script(here, monkeypatch, capsys
 
 # --- Mistakes
 @pytest.mark.parametrize('arguments, status, words', [
-    ([''], 2, 'the text is empty'), (['--temperature', '0'], 2, 'use a number above 0'),
+    ([''], 1, 'the text is empty'), (['--temperature', '0'], 2, 'use a number above 0'),
     (['--temperature', 'nan'], 2, 'use a number above 0'), (['--top-k', '0'], 2, 'above 0'),
     (['--promt'], 2, '--promt'), (['The é and 😀'], 1, "does not know ['é', '😀']"),
     (['--checkpoint', 'nowhere.pt'], 1, 'there is no nowhere.pt: train with python gpt.py')])
