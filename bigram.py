@@ -24,7 +24,7 @@ seed = 1337  # random seed: the same run again, on the same CPU with the same to
 
 # --- Text and tokenizer: a token is one character, and its id is its place in the vocabulary.
 # To train on a text of your own, put it into input.txt.
-folder = Path(globals().get('__file__', '')).parent  # in a notebook: the current folder
+folder = Path(globals().get('__file__', '')).parent  # the script's; in a notebook, the current one
 text = (folder / 'input.txt').read_text(encoding='utf-8-sig')  # -sig: without a byte order mark
 chars = sorted(set(text))  # the vocabulary: every character that occurs in the text
 vocab_size = len(chars)

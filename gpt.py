@@ -2,9 +2,9 @@
 
 Run it with: python gpt.py
 It trains, saves the best weights in gpt.pt, and generates 500 characters with them. With the
-input.txt here that takes four to nine minutes on two CPU cores (a GPU is used if there is one);
-val loss near 1.3. Read bigram.py first. A transformer reads its whole context, not only the
-last character.
+input.txt here that takes four to nine minutes on two CPU cores (on a GPU, which it uses if
+there is one, not measured); val loss near 1.3. Read bigram.py first. A transformer reads its
+whole context, not only the last character.
 """
 import math
 import time
@@ -28,14 +28,14 @@ weight_decay = 0.3  # a step shrinks matrices by learning_rate * weight_decay, h
 n_embd = 128  # embedding dimension: how many numbers represent one position
 n_head = 4  # attention heads per block, each of size n_embd / n_head
 n_layer = 3  # blocks, one after another
-dropout = 0.0  # dropout probability: in training, numbers are set to 0, the rest enlarged
+dropout = 0.0  # dropout probability: the share of numbers that training sets to 0
 temperature = 0.8  # above 0; in generation, below 1: more predictable; above 1: more varied
 top_k = None  # draw from the k most probable characters; 1: the most probable only; None: all
 seed = 1337  # random seed: the same run again, on the same CPU with the same torch
 
 # --- Text and tokenizer: a token is one character, and its id is its place in the vocabulary.
 # To train on a text of your own, put it into input.txt.
-folder = Path(globals().get('__file__', '')).parent  # in a notebook: the current folder
+folder = Path(globals().get('__file__', '')).parent  # the script's; in a notebook, the current one
 text = (folder / 'input.txt').read_text(encoding='utf-8-sig')  # -sig: without a byte order mark
 chars = sorted(set(text))  # the vocabulary: every character that occurs in the text
 vocab_size = len(chars)
