@@ -24,7 +24,7 @@ seed = 1337  # random seed: the same run again, on the same CPU with the same to
 
 # --- Text and tokenizer: a token is one character, and its id is its place in the vocabulary.
 # To train on a text of your own, put it into input.txt.
-folder = Path(globals().get('__file__', '')).parent  # the script's; in a notebook, the current one
+folder = Path(globals().get('__file__', '')).parent  # in a notebook: the current folder
 text = (folder / 'input.txt').read_text(encoding='utf-8-sig')  # -sig: without a byte order mark
 chars = sorted(set(text))  # the vocabulary: every character that occurs in the text
 vocab_size = len(chars)
@@ -56,7 +56,8 @@ def get_batch(split, generator=None):
     generator: the source of random numbers; None: torch's own, for which seed is set below.
     """
     ids = train_data if split == 'train' else val_data
-    starts = torch.randint(len(ids) - block_size, (batch_size, 1), generator=generator)  # (B, 1)
+    starts = torch.randint(len(ids) - block_size, (batch_size, 1),
+                           generator=generator)  # (B, 1)
     indices = starts + torch.arange(block_size)  # (B, 1) + (T) -> (B, T): start + 0, 1, ...
     x, y = ids[indices], ids[indices + 1]  # (B, T) each: y is x shifted by one
     return x.to(device), y.to(device)
@@ -89,7 +90,7 @@ class BigramLanguageModel(nn.Module):
         # cross_entropy applies the softmax; it takes (B * T, vocab_size) and (B * T).
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-    @torch.no_grad()  # torch records nothing: only training goes back
+    @torch.no_grad()  # torch records nothing: only training needs that
     def generate(self, idx, max_new_tokens):
         """Appends sampled tokens to each row of idx: (B, T) -> (B, T + max_new_tokens)."""
         for _ in range(max_new_tokens):
@@ -140,7 +141,8 @@ def train():
     # AdamW moves a weight against the average of its recent gradients, divided by their usual
     # size: so it mostly moves by less than learning_rate, however small they are.
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    # The factor of learning_rate falls to 0: the weights settle instead of following each batch.
+    # learning_rate is multiplied by a number that falls from 1 to 0, so that the weights settle
+    # instead of following each batch.
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max_iters)
 
     print(f'{sum(p.numel() for p in model.parameters()):,} parameters')

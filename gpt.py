@@ -2,7 +2,7 @@
 
 Run it with: python gpt.py
 It trains, saves the best weights in gpt.pt, and generates 500 characters with them. With the
-input.txt here that takes four to nine minutes on two CPU cores (on a GPU, which it uses if
+input.txt here that takes seven to eight minutes on two CPU cores (on a GPU, which it uses if
 there is one, not measured); val loss near 1.3. Read bigram.py first. A transformer reads its
 whole context, not only the last character.
 """
@@ -35,7 +35,7 @@ seed = 1337  # random seed: the same run again, on the same CPU with the same to
 
 # --- Text and tokenizer: a token is one character, and its id is its place in the vocabulary.
 # To train on a text of your own, put it into input.txt.
-folder = Path(globals().get('__file__', '')).parent  # the script's; in a notebook, the current one
+folder = Path(globals().get('__file__', '')).parent  # in a notebook: the current folder
 text = (folder / 'input.txt').read_text(encoding='utf-8-sig')  # -sig: without a byte order mark
 chars = sorted(set(text))  # the vocabulary: every character that occurs in the text
 vocab_size = len(chars)
@@ -67,7 +67,8 @@ def get_batch(split, generator=None):
     generator: the source of random numbers; None: torch's own, for which seed is set below.
     """
     ids = train_data if split == 'train' else val_data
-    starts = torch.randint(len(ids) - block_size, (batch_size, 1), generator=generator)  # (B, 1)
+    starts = torch.randint(len(ids) - block_size, (batch_size, 1),
+                           generator=generator)  # (B, 1)
     indices = starts + torch.arange(block_size)  # (B, 1) + (T) -> (B, T): start + 0, 1, ...
     x, y = ids[indices], ids[indices + 1]  # (B, T) each: y is x shifted by one
     return x.to(device), y.to(device)
@@ -202,7 +203,7 @@ class GPTLanguageModel(nn.Module):
         # cross_entropy applies the softmax; it takes (B * T, vocab_size) and (B * T).
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-    @torch.no_grad()  # torch records nothing: only training goes back
+    @torch.no_grad()  # torch records nothing: only training needs that
     def generate(self, idx, max_new_tokens):
         """Appends sampled tokens to each row of idx: (B, T) -> (B, T + max_new_tokens)."""
         self.eval()  # dropout off
@@ -247,7 +248,7 @@ def estimate_loss():
 
 
 checkpoint_path = folder / 'gpt.pt'
-saved_val_losses = []  # of the weights that this run has saved: each is lower
+saved_val_losses = []  # of this run's saves: each is lower than the one before
 
 
 def set_aside_older_model():
@@ -298,9 +299,10 @@ def train():
         {'params': matrices, 'weight_decay': weight_decay},
         {'params': vectors, 'weight_decay': 0.0},
     ], lr=learning_rate, fused=True)  # fused: all weights in one call, which is faster
-    # The factor of learning_rate falls to 0: the weights settle instead of following each batch.
-    # But first it rises, as long as AdamW's averages rest on few batches. (The lower of the two
-    # numbers counts. They are about 1 where they meet.)
+    # learning_rate is multiplied by a number that falls from 1 to 0, so that the weights settle
+    # instead of following each batch.
+    # At first, as long as AdamW's averages rest on few batches, a smaller number that rises
+    # takes its place.
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup_iters, 1 - step / max_iters))
 

@@ -272,12 +272,18 @@ def test_a_solution_is_shown_as_a_diff():
     assert new[1:] == old[1:].replace('scores = ', '# scores = ')
 
 
+def test_an_exercise_for_the_page_sends_to_its_text():
+    out, err, status = run_here(PROGRAM, '0')
+    assert (err, status) == ('', 0) and 'do exercise 0 as tests/lab/README.md says' in out
+
+
 def test_the_solution_of_an_exercise_without_edits_is_a_command():
     assert run_here(PROGRAM, '6', '--show')[0].splitlines()[:2] == [
         '# temperature = 0.5', 'python tests/lab/sample.py "The " --temperature 0.5']
 
 
-@pytest.mark.parametrize('arguments', [['99'], ['3', '--steps', '0'], ['--show'], ['three']])
+@pytest.mark.parametrize('arguments', [
+    ['99'], ['3', '--steps', '0'], ['--show'], ['0', '--show'], ['three']])
 def test_a_wrong_argument_is_refused(arguments):
     out, err, status = run_here(PROGRAM, *arguments)
     assert (out, status) == ('', 2) and 'exercises.py: error: ' in err
