@@ -162,9 +162,9 @@ def train_on(count):
     return ('train_data, val_data = data[:n_train]', f'train_data, val_data = data[:{count:_}]')
 
 
-NO_BIASES = [(line, line[:-1] + ', bias=False)') for line in (
-    'nn.Linear(n_embd, n_embd)', 'nn.Linear(n_embd, 4 * n_embd)',
-    'nn.Linear(4 * n_embd, n_embd)', 'nn.Linear(n_embd, vocab_size)')]
+def no_biases(*sizes):
+    """Edits that take the bias away from linear layers with these sizes."""
+    return [(f'nn.Linear({size})', f'nn.Linear({size}, bias=False)') for size in sizes]
 
 
 def norms(replacement, names=('ln1', 'ln2', 'ln_f')):
@@ -197,6 +197,10 @@ gate, out = out.chunk(2, dim=-1)  # (B, T, 8/3 C) each
         out = F.silu(gate) * out"""),
 ]
 QK_NORM = (SCORES, '        q, k = F.rms_norm(q, (hs,)), F.rms_norm(k, (hs,))\n' + SCORES)
+TODAY = [  # the layers of SwiGLU have other sizes; queries and keys are scaled, then turned
+    *norms('nn.RMSNorm(n_embd)'), *SWIGLU, QK_NORM, *ROTARY,
+    *no_biases('n_embd, n_embd', 'n_embd, 2 * (8 * n_embd // 3)', '8 * n_embd // 3, n_embd',
+               'n_embd, vocab_size')]
 CLIPPING = ('        optimizer.step()',
             '        nn.utils.clip_grad_norm_(model.parameters(), 1.0)\n        optimizer.step()')
 
@@ -276,7 +280,9 @@ EXERCISES = dict(enumerate([
         'Muon, 5,500 steps': change(*MUON, learning_rate=3e-3, steps=5500)}),
     # Put in the parts of today's models.
     Exercise('RMSNorm and no biases', {
-        'RMSNorm, no biases': change(*norms('nn.RMSNorm(n_embd)'), *NO_BIASES, steps=3000)}),
+        'RMSNorm, no biases': change(*norms('nn.RMSNorm(n_embd)'), *no_biases(
+            'n_embd, n_embd', 'n_embd, 4 * n_embd', '4 * n_embd, n_embd', 'n_embd, vocab_size'),
+            steps=3000)}),
     Exercise('Rotary position embeddings', {
         'rotary': change(*ROTARY, steps=3000, run='longer')},
         '{val:.2f}; exact loss with one, two and four times block_size characters at once: '
@@ -292,6 +298,9 @@ EXERCISES = dict(enumerate([
         for rate in ('1.5e-3', '1e-2', '3e-2', '1e-1')
         for name, edits in (('plain', []), ('clipped', [CLIPPING]))
         if (name, rate) != ('plain', '1.5e-3')}),
+    Exercise('All of them together', {
+        'all of them': change(*TODAY, steps=3000),
+        'with Muon, 5,000 steps': change(*TODAY, *MUON, learning_rate=3e-3, steps=5000)}),
     # Extend it.
     Exercise('A cache of keys and values', {'cache': change(*CACHE, run='cache')},
              'the first {same} of {total} characters are the same as without the cache (at least '

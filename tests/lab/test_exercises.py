@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -22,9 +23,9 @@ VARIANTS.update({f'without {name}': variant for name, variant in PARTS.items()
                  if name != 'nothing'})
 TRAINED, SAMPLED, FASTER = ([name for name, variant in VARIANTS.items() if variant.run == run]
                             for run in ('train', 'sample', 'speed'))
-PAIRS, MUON, CACHE, PARALLEL, FUSED = (VARIANTS[name] for name in (
-    'Another tokenizer: 300 pairs', 'Another optimizer: Muon', 'A cache of keys and values: cache',
-    'More than one process: two processes', FASTER[0]))
+PAIRS, MUON, TODAY, CACHE, PARALLEL, FUSED = (VARIANTS[name] for name in (
+    'Another tokenizer: 300 pairs', 'Another optimizer: Muon', 'All of them together: all of them',
+    'A cache of keys and values: cache', 'More than one process: two processes', FASTER[0]))
 # A training run: what it prints.
 PRINTED = """\
 627,009 parameters
@@ -114,6 +115,23 @@ def test_muon_and_adamw_divide_the_weights_and_share_the_schedule(tmp_path):
     inside = {p for p in gpt.model.blocks.parameters() if p.dim() == 2}
     assert owned == {('Muon' if p in inside else 'AdamW', p) for p in gpt.model.parameters()}
     assert rates[::2] == rates[1::2] and len(set(rates)) == 4
+
+
+def test_all_parts_together_are_the_parts_of_the_exercises_before(tmp_path):
+    gpt = solved(tmp_path, TODAY)
+    names = [name for name, _ in gpt.model.named_parameters()]
+    assert not any('bias' in name for name in names)
+    kinds = Counter(type(module).__name__ for module in gpt.model.modules())
+    assert kinds['RMSNorm'] == 2 * gpt.n_layer + 1 and 'LayerNorm' not in kinds
+    block, (x, y) = gpt.model.blocks[0], gpt.get_batch('train')
+    assert block.ffwd.proj.in_features == 8 * gpt.n_embd // 3
+    gpt.model(x, y)[1].backward()
+    assert gpt.model.position_embedding_table.weight.grad is None
+    x = torch.randn(1, 9, gpt.n_embd)
+    before = block(x)
+    with torch.no_grad():
+        block.sa.qkv.weight[:2 * gpt.n_embd] *= 3  # the queries and keys: normed, so no change
+    torch.testing.assert_close(block(x), before, rtol=1e-3, atol=1e-4)
 
 
 def test_the_cache_changes_no_character_until_the_context_is_full(tmp_path):
