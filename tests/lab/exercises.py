@@ -3,7 +3,7 @@
     python tests/lab/exercises.py             lists them
     python tests/lab/exercises.py 3           trains a copy of gpt.py for each change of exercise 3
     python tests/lab/exercises.py 3 --show    prints the changes instead, as diffs
-    python tests/lab/exercises.py --all       measures all (about 45 minutes): a line for each
+    python tests/lab/exercises.py --all       measures all (about 70 minutes): a line for each
     python tests/lab/exercises.py --parts     measures what each part of gpt.py is worth: a table
 
 Everything runs on the CPU and in temporary folders: your gpt.py and gpt.pt are never touched. It
@@ -277,7 +277,7 @@ def main():
         description='The exercises in tests/lab/README.md, worked. Without a number: lists them.')
     parser.add_argument('number', nargs='?', type=int, help='the exercise')
     parser.add_argument('--show', action='store_true', help='print its solution as a diff')
-    parser.add_argument('--all', action='store_true', help='measure all (about 45 minutes)')
+    parser.add_argument('--all', action='store_true', help='measure all (about 70 minutes)')
     parser.add_argument('--parts', action='store_true', help='measure gpt.py without each part')
     parser.add_argument('--seeds', type=int, default=3, help='runs of each row of --parts')
     parser.add_argument('--steps', type=int, help='train for this many steps')
