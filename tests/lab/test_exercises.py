@@ -129,6 +129,8 @@ def test_all_parts_together_are_the_parts_of_the_exercises_before(tmp_path):
     assert gpt.model.position_embedding_table.weight.grad is None
     x = torch.randn(1, 9, gpt.n_embd)
     before = block(x)
+    swapped = block(x[:, [1, 0, *range(2, 9)]])  # the last position reads the same, in another order
+    assert not torch.allclose(swapped[:, -1], before[:, -1], atol=1e-4)
     with torch.no_grad():
         block.sa.qkv.weight[:2 * gpt.n_embd] *= 3  # the queries and keys: normed, so no change
     torch.testing.assert_close(block(x), before, rtol=1e-3, atol=1e-4)
