@@ -19,8 +19,8 @@ block_size = 32  # characters per sequence; each position predicts from one of t
 max_iters = 800  # training steps
 eval_interval = 200  # steps between loss estimates
 eval_iters = 10  # batches averaged in each loss estimate, for each split
-learning_rate = 0.1  # how far a step moves a weight at first; it decays to 0
-seed = 1337  # random seed: the same run again, on the same CPU with the same torch
+learning_rate = 0.1  # about the most that a step moves a weight; it decays to 0
+seed = 1337  # random seed: repeats the script's run (same CPU, number of threads, torch)
 
 # --- Text and tokenizer: a token is one character, and its id is its place in the vocabulary.
 # To train on a text of your own, put it into input.txt.
@@ -111,11 +111,12 @@ model = m = BigramLanguageModel().to(device)  # m: for short
 def estimate_loss():
     """An estimate of the loss on each split, {'train': ..., 'val': ...}, in nats per character.
 
-    It averages eval_iters batches, always the same ones, so that estimates can be compared.
+    It averages eval_iters batches, always the same ones, so that the estimates of a run can be
+    compared, and those of two runs with the same batch_size, block_size, eval_iters and text.
     If the train loss falls while the val loss rises, the model memorises: it is overfitting.
     """
-    model.eval()  # to evaluation mode: it switches dropout off, where a model has it
-    generator = torch.Generator().manual_seed(1)  # not seed: other seeds, the same batches
+    model.eval()  # evaluation mode: dropout off, in a model that has it
+    generator = torch.Generator().manual_seed(1)  # whatever seed is, the same batches
     losses = {}
     for split in ('train', 'val'):
         total = 0.0
@@ -124,16 +125,20 @@ def estimate_loss():
             logits, loss = model(x, y)
             total += loss.item()  # the number in a tensor that holds one number
         losses[split] = total / eval_iters
-    model.train()  # back to training mode
+    model.train()  # training mode, for the next step
     return losses
 
 
 def report(step, started):
-    """Prints the losses after this many steps; AssertionError for a loss that is not finite."""
+    """Prints losses and a sample of the text; AssertionError for a loss that is not finite."""
     losses = estimate_loss()
     print(f"step {step} of {max_iters}: train loss {losses['train']:.4f}, "
           f"val loss {losses['val']:.4f}, {time.time() - started:.0f} s", flush=True)
     assert math.isfinite(sum(losses.values())), 'the loss is not finite: lower learning_rate'
+    context = torch.zeros((1, 1), dtype=torch.long, device=device)
+    with torch.random.fork_rng():  # restores the random state, so that samples change no run
+        sample = decode(m.generate(context, max_new_tokens=80)[0].tolist())
+    print('    ' + sample.strip().replace('\n', ' / '), flush=True)
 
 
 def train():
@@ -154,7 +159,7 @@ def train():
         logits, loss = model(x, y)
         optimizer.zero_grad()  # otherwise the gradients would add to those of earlier steps
         loss.backward()  # the gradient of each weight: how fast the loss rises with it
-        optimizer.step()  # moves each weight a little, to lower the loss
+        optimizer.step()  # moves each weight a little, so that the loss should fall
         scheduler.step()  # sets the learning rate for the next step
     report(max_iters, started)
 

@@ -1,11 +1,12 @@
 """A GPT: a transformer that learns from input.txt, and then writes one character at a time.
 
 Run it with: python gpt.py
-It trains, saves the best weights in gpt.pt, and generates 500 characters with them. With the
-input.txt here that takes seven to eight minutes on two CPU cores (on a GPU, which it uses if
-there is one, not measured); val loss near 1.3. Read bigram.py first. A transformer reads its
-whole context, not only the last character.
+It trains, saves its best weights in a file, gpt-DATE.pt, and generates 500 characters with
+them. With the input.txt here that takes seven to eight minutes on two CPU cores (on a GPU,
+which it uses if there is one, not measured); val loss near 1.3. Read bigram.py first. A
+transformer reads its whole context, not only the last character.
 """
+import copy
 import math
 import time
 from datetime import datetime
@@ -22,16 +23,16 @@ block_size = 128  # context length: characters per sequence
 max_iters = 10_000  # training steps
 eval_interval = 500  # steps between loss estimates
 eval_iters = 30  # batches averaged in each loss estimate, for each split
-learning_rate = 1.5e-3  # peak learning rate: how far a step moves a weight
-warmup_iters = 100  # warm-up: steps in which the learning rate rises (1: none); then it decays
-weight_decay = 0.3  # a step shrinks matrices by learning_rate * weight_decay, here 0.045 %
+learning_rate = 1.5e-3  # peak learning rate: about the most that a step moves a weight
+warmup_iters = 100  # warm-up: steps in which the learning rate rises (0: none); then it decays
+weight_decay = 0.3  # at the peak, a step shrinks matrices by learning_rate * this: 0.045 %
 n_embd = 128  # embedding dimension: how many numbers represent one position
 n_head = 4  # attention heads per block, each of size n_embd / n_head
 n_layer = 3  # blocks, one after another
 dropout = 0.0  # dropout probability: the share that training sets to 0, enlarging the rest
 temperature = 0.8  # above 0; in generation, below 1: more predictable; above 1: more varied
 top_k = None  # draw from the k most probable characters; 1: the most probable only; None: all
-seed = 1337  # random seed: the same run again, on the same CPU with the same torch
+seed = 1337  # random seed: repeats the script's run (same CPU, number of threads, torch)
 
 # --- Text and tokenizer: a token is one character, and its id is its place in the vocabulary.
 # To train on a text of your own, put it into input.txt.
@@ -91,14 +92,16 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         assert n_embd % n_head == 0, f'n_embd = {n_embd}: use a multiple of n_head = {n_head}'
         self.n_head = n_head
-        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)  # q, k, v of all heads
+        self.query = nn.Linear(n_embd, n_embd, bias=False)  # the queries of all heads
+        self.key = nn.Linear(n_embd, n_embd, bias=False)  # their keys
+        self.value = nn.Linear(n_embd, n_embd, bias=False)  # their values
         self.proj = nn.Linear(n_embd, n_embd)  # mixes the outputs of the heads
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x):
         B, T, C = x.shape  # batch, time, channels
         nh, hs = self.n_head, C // self.n_head  # number of heads, head size: nh * hs = C
-        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, C) each
+        q, k, v = self.query(x), self.key(x), self.value(x)  # (B, T, C) each
         # Split the C channels into heads, and put the heads before T.
         q = q.view(B, T, nh, hs).transpose(1, 2)  # (B, T, nh, hs) -> (B, nh, T, hs)
         k = k.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
@@ -108,20 +111,21 @@ class MultiHeadAttention(nn.Module):
         # product of each row on its left and each column on its right. transpose swaps these
         # axes, so that each key becomes a column.
         scores = q @ k.transpose(-2, -1)  # (B, nh, T, hs) @ (B, nh, hs, T) -> (B, nh, T, T)
-        # A sum of hs random products of size 1 is about sqrt(hs) in size: divide by that.
-        # With large scores, softmax gives nearly 1 to one position and 0 to the rest: its
-        # gradient is then close to 0, and queries and keys hardly learn.
+        # A sum of hs independent products of mean 0 is about sqrt(hs) times as large as one:
+        # divide by that. If scores differ much, softmax gives nearly 1 to one position and 0 to
+        # the rest: its gradient is then close to 0, and queries and keys hardly learn.
         scores = scores / math.sqrt(hs)  # (B, nh, T, T)
-        # The causal mask is -inf above the diagonal, where j > i, and 0 elsewhere: without it,
-        # position i could read the answer. A score of -inf becomes a weight of exp(-inf) = 0.
+        # The causal mask is -inf above the diagonal, where j > i, and 0 elsewhere, by triu(1):
+        # without it, position i could read the answer. A score of -inf becomes a weight of
+        # exp(-inf) = 0.
         causal_mask = torch.full((T, T), -math.inf, device=x.device).triu(1)  # (T, T)
         scores = scores + causal_mask  # (B, nh, T, T) + (T, T)
         # Softmax turns row i into the attention weights of position i: exp(score) / the sum of
         # all exp(score) of the row, so they sum to 1. Equal scores would give the plain mean of
         # the values up to i; the scores turn that into a weighted mean.
         att = scores.softmax(dim=-1)  # (B, nh, T, T)
-        att = self.dropout(att)  # in training, if dropout is above 0
-        out = att @ v  # (B, nh, T, T) @ (B, nh, T, hs) -> (B, nh, T, hs): weighted means
+        att = self.dropout(att)  # in training, if dropout is above 0: the sum is 1 on average
+        out = att @ v  # (B, nh, T, T) @ (B, nh, T, hs) -> (B, nh, T, hs): weighted sum
         out = out.transpose(1, 2).flatten(2)  # (B, nh, T, hs) -> (B, T, C): heads joined
         out = self.proj(out)  # (B, T, C)
         return self.dropout(out)
@@ -190,7 +194,7 @@ class GPTLanguageModel(nn.Module):
 
         The loss is the cross-entropy in nats per character: the mean of -ln(p), where p is the
         probability of the actual next character. For 65 equally likely ones it is ln 65 = 4.17.
-        (Random logits favour some characters for no reason, and cost a little more.)
+        (Random logits favour some characters for no reason, and cost a little more on average.)
         """
         positions = torch.arange(idx.shape[1], device=idx.device)  # (T): 0, 1, ... T - 1
         x = self.token_embedding_table(idx)  # (B, T, C): which characters these are
@@ -206,7 +210,8 @@ class GPTLanguageModel(nn.Module):
     @torch.no_grad()  # torch records nothing: only training needs that
     def generate(self, idx, max_new_tokens):
         """Appends sampled tokens to each row of idx: (B, T) -> (B, T + max_new_tokens)."""
-        self.eval()  # dropout off
+        was_training = self.training
+        self.eval()  # evaluation mode: dropout off
         for _ in range(max_new_tokens):
             # The table of positions has block_size rows, so the model can read no more tokens.
             logits, _ = self(idx[:, -block_size:])  # (B, at most block_size, vocab_size)
@@ -217,7 +222,7 @@ class GPTLanguageModel(nn.Module):
             probs = logits.softmax(dim=-1)  # (B, vocab_size): probabilities, which sum to 1
             idx_next = torch.multinomial(probs, num_samples=1)  # (B, 1): drawn at random
             idx = torch.cat((idx, idx_next), dim=1)  # (B, T + 1): one longer each time
-        self.train()  # back to training mode
+        self.train(was_training)  # back to the mode that it was in
         return idx
 
 
@@ -230,11 +235,12 @@ model = m = GPTLanguageModel().to(device)  # m: for short
 def estimate_loss():
     """An estimate of the loss on each split, {'train': ..., 'val': ...}, in nats per character.
 
-    It averages eval_iters batches, always the same ones, so that estimates can be compared.
+    It averages eval_iters batches, always the same ones, so that the estimates of a run can be
+    compared, and those of two runs with the same batch_size, block_size, eval_iters and text.
     If the train loss falls while the val loss rises, the model memorises: it is overfitting.
     """
-    model.eval()  # to evaluation mode: it switches dropout off, where a model has it
-    generator = torch.Generator().manual_seed(1)  # not seed: other seeds, the same batches
+    model.eval()  # evaluation mode: dropout off, in a model that has it
+    generator = torch.Generator().manual_seed(1)  # whatever seed is, the same batches
     losses = {}
     for split in ('train', 'val'):
         total = 0.0
@@ -243,43 +249,43 @@ def estimate_loss():
             logits, loss = model(x, y)
             total += loss.item()  # the number in a tensor that holds one number
         losses[split] = total / eval_iters
-    model.train()  # back to training mode
+    model.train()  # training mode, for the next step
     return losses
 
 
-checkpoint_path = folder / 'gpt.pt'
-saved_val_losses = []  # of this run's saves: each is lower than the one before
+history = []  # of this run: (step, train loss, val loss) of each report
+best = {}  # of this run: the lowest val loss, and the weights that had it; empty at first
 
 
-def set_aside_older_model():
-    """Renames the gpt.pt of an earlier run: from here on, a gpt.pt is of this run."""
-    saved_val_losses.clear()
-    if checkpoint_path.exists():
-        kept_path = folder / f'gpt-{datetime.now():%Y-%m-%d-%H%M%S-%f}.pt'
-        checkpoint_path.rename(kept_path)
-        print(f'The model of an earlier run is now in {kept_path.name}')
-
-
-def save():
-    """Saves the weights, the vocabulary and the sizes in gpt.pt."""
-    new_path = folder / 'gpt.pt.new'  # renamed when complete: gpt.pt is never half a file
-    torch.save({'model': model.state_dict(), 'chars': chars,
-                'sizes': (block_size, n_embd, n_head, n_layer)}, new_path)
-    new_path.replace(checkpoint_path)
+def save(step, losses, started):
+    """Saves the run in a file of its own: best weights, vocabulary, settings and history."""
+    settings = dict(
+        batch_size=batch_size, block_size=block_size, max_iters=max_iters,
+        eval_iters=eval_iters, learning_rate=learning_rate, warmup_iters=warmup_iters,
+        weight_decay=weight_decay, n_embd=n_embd, n_head=n_head, n_layer=n_layer,
+        dropout=dropout, seed=seed, text_length=len(text))
+    path = folder / f'gpt-{datetime.fromtimestamp(started):%Y-%m-%d-%H%M%S-%f}.pt'
+    if step == 0:  # a run begins: its weights are not worth a file yet
+        history.clear()
+        best.clear()
+        print(f'    from the next report on, saved in {path.name}')
+    elif losses['val'] < best.get('val', math.inf):
+        best.update(val=losses['val'], weights=copy.deepcopy(model.state_dict()))
+    history.append((step, losses['train'], losses['val']))
+    if best:
+        new_path = path.with_suffix('.pt.new')  # renamed when complete: never half a .pt
+        torch.save({'model': best['weights'], 'chars': chars,
+                    'settings': settings, 'history': history}, new_path)
+        new_path.replace(path)
 
 
 def report(step, started):
-    """Prints the losses after this many steps; AssertionError for a loss that is not finite.
-
-    After some training, saves the weights if their val loss is the lowest. Prints a sample.
-    """
+    """Prints losses and a sample of the text; AssertionError for a loss that is not finite."""
     losses = estimate_loss()
     print(f"step {step} of {max_iters}: train loss {losses['train']:.4f}, "
           f"val loss {losses['val']:.4f}, {time.time() - started:.0f} s", flush=True)
     assert math.isfinite(sum(losses.values())), 'the loss is not finite: lower learning_rate'
-    if step > 0 and losses['val'] < min(saved_val_losses, default=math.inf):
-        save()
-        saved_val_losses.append(losses['val'])
+    save(step, losses, started)
     context = torch.zeros((1, 1), dtype=torch.long, device=device)
     with torch.random.fork_rng():  # restores the random state, so that samples change no run
         sample = decode(m.generate(context, max_new_tokens=80)[0].tolist())
@@ -288,7 +294,6 @@ def report(step, started):
 
 def train():
     """Adjusts the weights, step by step, to make the actual next characters more probable."""
-    set_aside_older_model()
     # AdamW moves a weight against the average of its recent gradients, divided by their usual
     # size: so it mostly moves by less than learning_rate, however small they are.
     # Weight decay is for matrices: the few vectors hardly overfit, and the scale of a layer
@@ -299,12 +304,11 @@ def train():
         {'params': matrices, 'weight_decay': weight_decay},
         {'params': vectors, 'weight_decay': 0.0},
     ], lr=learning_rate, fused=True)  # fused: all weights in one call, which is faster
-    # learning_rate is multiplied by a number that falls from 1 to 0, so that the weights settle
-    # instead of following each batch.
-    # At first, as long as AdamW's averages rest on few batches, a smaller number that rises
-    # takes its place.
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup_iters, 1 - step / max_iters))
+    # learning_rate is multiplied by a number that rises to 1 in the warm-up, while AdamW's
+    # averages rest on few batches, and then falls to 0, so that the weights settle instead of
+    # following each batch.
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (
+        (step + 1) / warmup_iters if step < warmup_iters else 1 - step / max_iters))
 
     print(f'{sum(p.numel() for p in model.parameters()):,} parameters')
     started = time.time()
@@ -315,7 +319,7 @@ def train():
         logits, loss = model(x, y)
         optimizer.zero_grad()  # otherwise the gradients would add to those of earlier steps
         loss.backward()  # the gradient of each weight: how fast the loss rises with it
-        optimizer.step()  # moves each weight a little, to lower the loss
+        optimizer.step()  # moves each weight a little, so that the loss should fall
         scheduler.step()  # sets the learning rate for the next step
     report(max_iters, started)
 
@@ -324,11 +328,11 @@ def train():
 if __name__ == '__main__':
     try:
         train()
-    except KeyboardInterrupt:  # Ctrl-C: go on with the best weights so far
-        if not checkpoint_path.exists():
-            raise SystemExit('Stopped by Ctrl-C: nothing is saved yet.')
-    model.load_state_dict(torch.load(checkpoint_path)['model'])
-    print('\nThe best weights are in gpt.pt. They generate:')
+    except KeyboardInterrupt:  # Ctrl-C ends the training; the rest goes on
+        pass
+    if best:
+        model.load_state_dict(best['weights'])
+    print(f"\nThe {'best' if best else 'last, unsaved'} weights generate:")
     # start from token 0: the first of chars, a new line in most texts
     context = torch.zeros((1, 1), dtype=torch.long, device=device)
     print(decode(m.generate(context, max_new_tokens=500)[0].tolist()))

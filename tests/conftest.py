@@ -3,6 +3,7 @@ import io
 import os
 import runpy
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def copy_script(folder, script, text=TEXT, *edits, **hyperparameters):
 def import_script(folder, script, text=TEXT, *edits, **hyperparameters):
     """A script, copied and edited, as an imported module."""
     return load(copy_script(folder, script, text, *edits, **hyperparameters))
+
+
+def save(gpt):
+    """Saves the weights that the model has now, as those of a run of its own; the file's path."""
+    losses, started = {'train': 1.0, 'val': 1.0}, time.time()
+    for step in (0, 1):
+        gpt.save(step, losses, started)
+    return max(gpt.folder.glob('gpt-*.pt'))
 
 
 def run_here(script, *arguments, encoding='utf-8'):

@@ -74,8 +74,8 @@ def test_attention_is_torchs_scaled_dot_product_attention(tmp_path, dropout):
     torch.manual_seed(0)
     ours = attention(x)
     torch.manual_seed(0)
-    q, k, v = (part.unflatten(-1, (gpt.n_head, -1)).transpose(1, 2)
-               for part in attention.qkv(x).chunk(3, dim=-1))
+    q, k, v = (linear(x).unflatten(-1, (gpt.n_head, -1)).transpose(1, 2)
+               for linear in (attention.query, attention.key, attention.value))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     torchs = F.dropout(attention.proj(out.transpose(1, 2).flatten(2)), dropout)
     assert_close(ours, torchs)
@@ -102,8 +102,8 @@ class TorchsGPT(nn.Module):
             layer, gpt.n_layer, norm=nn.LayerNorm(gpt.n_embd), enable_nested_tensor=False)
         self.lm_head = nn.Linear(gpt.n_embd, gpt.vocab_size)
 
-        weights = {torchs_name(name): weight for name, weight in gpt.model.state_dict().items()}
-        missing, unexpected = self.load_state_dict(weights, strict=False)
+        missing, unexpected = self.load_state_dict(
+            in_torchs_names(gpt.model.state_dict()), strict=False)
         assert unexpected == [] and len(missing) == gpt.n_layer
         for name in missing:  # ours has no biases in queries, keys and values
             assert name.endswith('self_attn.in_proj_bias')
@@ -116,13 +116,18 @@ class TorchsGPT(nn.Module):
         return self.lm_head(self.encoder(x, mask=mask, is_causal=True))
 
 
-def torchs_name(name):
-    """The name in TorchsGPT of the parameter that has this name in gpt.model."""
-    for ours, torchs in [('blocks', 'encoder.layers'), ('ln_f', 'encoder.norm'), ('ln', 'norm'),
-                         ('sa.qkv.', 'self_attn.in_proj_'), ('sa.proj', 'self_attn.out_proj'),
-                         ('ffwd.fc', 'linear1'), ('ffwd.proj', 'linear2')]:
-        name = name.replace(ours, torchs)
-    return name
+def in_torchs_names(tensors):
+    """The tensors of gpt.model under their names in TorchsGPT, which has q, k and v in one."""
+    parts = {}
+    for name, tensor in tensors.items():
+        for ours, torchs in [('blocks', 'encoder.layers'), ('ln_f', 'encoder.norm'), ('ln', 'norm'),
+                             *((f'sa.{part}.', 'self_attn.in_proj_')
+                               for part in ('query', 'key', 'value')),
+                             ('sa.proj', 'self_attn.out_proj'), ('ffwd.fc', 'linear1'),
+                             ('ffwd.proj', 'linear2')]:
+            name = name.replace(ours, torchs)
+        parts.setdefault(name, []).append(tensor)
+    return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
 def test_the_whole_gpt_equals_the_same_network_of_torchs_own_modules(gpt):
@@ -136,9 +141,9 @@ def test_the_whole_gpt_equals_the_same_network_of_torchs_own_modules(gpt):
 
     loss.backward()
     F.cross_entropy(torchs_logits.flatten(0, 1), y.flatten()).backward()
-    for name, parameter in model.named_parameters():
-        torchs = torchs_gpt.get_parameter(torchs_name(name))
-        assert_close(parameter.grad, torchs.grad, rtol=1e-4, atol=1e-5)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name, gradient in in_torchs_names(gradients).items():
+        assert_close(gradient, torchs_gpt.get_parameter(name).grad, rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_is_for_attention_weights_and_what_attention_and_feed_forward_add_to_x(

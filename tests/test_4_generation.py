@@ -103,11 +103,13 @@ def test_a_top_k_above_the_size_of_the_vocabulary_leaves_all_tokens(gpt):
     assert torch.equal(gpt.model.generate(context, max_new_tokens=50), all_tokens)
 
 
-def test_dropout_is_off_during_generation_and_then_on_again(gpt):
+@pytest.mark.parametrize('training', [True, False])
+def test_dropout_is_off_during_generation_and_then_as_it_was_before(gpt, training):
     modes = []
+    gpt.model.train(training)
     gpt.model.register_forward_hook(lambda model, inputs, outputs: modes.append(model.training))
     gpt.model.generate(tokens(gpt, 2), max_new_tokens=3)
-    assert modes == [False] * 3 and gpt.model.training
+    assert modes == [False] * 3 and gpt.model.training == training
 
 
 def test_generation_computes_no_gradients(module):

@@ -1,12 +1,11 @@
-"""gpt.pt: the best weights are saved, and whatever happens, no model that was saved is lost."""
+"""gpt-DATE.pt: each run has a file of its own, and whatever happens, no saved model is lost."""
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from unittest.mock import Mock
+from datetime import datetime
 
 import pytest
 import torch
@@ -14,179 +13,165 @@ import torch
 from conftest import (PROJECT, SMALL, SMALL_OF, TEXT, copy_script, edited, import_script,
                       run_here)
 
-# A run that saves twice, after one step and after two, and generates little: it takes no time.
-SHORT = {**SMALL, 'max_iters': 2, 'eval_interval': 1, 'warmup_iters': 1, 'learning_rate': 0.01}
-FEW = [('max_new_tokens=80', 'max_new_tokens=2'), ('max_new_tokens=500', 'max_new_tokens=5')]
+# Each value is another one, so that none can stand in the place of another.
+SETTINGS = dict(batch_size=4, block_size=13, max_iters=20, eval_iters=2, learning_rate=0.01,
+                warmup_iters=5, weight_decay=0.2, n_embd=18, n_head=3, n_layer=1, dropout=0.1,
+                seed=7)
 
 
-def checkpoint(folder):
-    return torch.load(folder / 'gpt.pt', weights_only=True)
-
-
-def kept(folder):
-    """The models of earlier runs, the oldest first."""
-    return [path.read_bytes() for path in sorted(folder.glob('gpt-*.pt'))]
+def saved_runs(folder):
+    """What the files of all runs hold, in the order of their names. Each is whole, or this fails.
+    """
+    return [torch.load(path, weights_only=True) for path in sorted(folder.glob('*.pt'))]
 
 
 def train_with(gpt, *val_losses):
-    """Trains with these val losses in the estimates at steps 0, 5, 10, 15, 20; counts the saves."""
-    gpt.eval_interval = 5
-    gpt.estimate_loss = Mock(side_effect=[{'train': 3 - loss, 'val': loss} for loss in val_losses])
-    gpt.save = Mock(wraps=gpt.save)
+    """Trains with these val losses in the reports; the weights at each report."""
+    losses, weights = iter(val_losses), []
+
+    def estimate_loss():
+        weights.append({name: w.clone() for name, w in gpt.model.state_dict().items()})
+        loss = next(losses)
+        return {'train': loss / 2, 'val': loss}
+
+    gpt.estimate_loss, gpt.eval_interval = estimate_loss, gpt.max_iters // (len(val_losses) - 1)
     gpt.train()
-    return gpt.save.call_count
+    return weights
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # --- What is saved
-def test_gpt_pt_holds_the_weights_the_vocabulary_and_the_sizes(tmp_path):
-    sizes = dict(block_size=12, n_embd=18, n_head=3, n_layer=1)
-    gpt = import_script(tmp_path, 'gpt.py', **{**SMALL, **sizes})
+def test_a_run_is_saved_with_its_settings_by_name_and_the_vocabulary(tmp_path):
+    gpt = import_script(tmp_path, 'gpt.py', **SMALL | SETTINGS)
     gpt.train()
-    assert sorted(os.listdir(tmp_path)) == ['gpt.pt', 'gpt.py', 'input.txt']
-    saved = checkpoint(tmp_path)
-    assert saved.keys() == {'model', 'chars', 'sizes'}
-    assert saved['chars'] == gpt.chars and saved['sizes'] == tuple(sizes.values())
-    weights = gpt.model.state_dict()  # the last estimate was the best
-    assert saved['model'].keys() == weights.keys()
-    assert all(torch.equal(saved['model'][name], weights[name]) for name in weights)
+    [saved] = saved_runs(tmp_path)
+    assert SETTINGS.items() <= saved['settings'].items()
+    assert saved['settings']['text_length'] == len(TEXT)
+    assert saved['chars'] == gpt.chars
 
 
-def test_weights_are_saved_if_their_val_loss_is_the_lowest_of_this_run(gpt):
-    """Untrained weights do not count, however good they are."""
-    assert train_with(gpt, 0.5, 2.0, 1.0, 1.0, 1.5) == 2
+def test_the_weights_are_those_with_the_lowest_val_loss_and_the_history_goes_on(gpt, tmp_path):
+    """Untrained weights do not count, however good they are; of two as good, the first ones do."""
+    weights = train_with(gpt, 0.5, 2.0, 1.0, 1.0, 1.5)
+    [saved] = saved_runs(tmp_path)
+    assert_same_weights(saved['model'], weights[2])
+    assert saved['history'] == gpt.history == [
+        (0, 0.25, 0.5), (5, 1.0, 2.0), (10, 0.5, 1.0), (15, 0.5, 1.0), (20, 0.75, 1.5)]
+
+
+def test_the_history_has_the_losses_that_are_printed(gpt, tmp_path, capsys):
+    gpt.train()
+    printed = re.findall(r'step (\d+) of 20: train loss (\S+), val loss (\S+),',
+                         capsys.readouterr().out)
+    assert [(str(step), f'{train:.4f}', f'{val:.4f}') for step, train, val in gpt.history] == printed
+    assert saved_runs(tmp_path)[0]['history'] == gpt.history and len(printed) == 3
 
 
 def test_training_again_in_one_session_is_another_run(gpt, tmp_path):
-    """As in a notebook: the second run keeps the model of the first, and saves its own."""
-    assert train_with(gpt, 4.0, 3.0, 2.0, 1.0, 1.1) == 3
-    first = (tmp_path / 'gpt.pt').read_bytes()
-    assert train_with(gpt, 4.0, 2.0, 2.1, 2.2, 2.3) == 1
-    assert kept(tmp_path) == [first] and (tmp_path / 'gpt.pt').read_bytes() != first
+    """As in a notebook: it has a file and a history of its own, and other settings count."""
+    train_with(gpt, 4.0, 1.0, 0.5)
+    [first] = tmp_path.glob('*.pt')
+    content = first.read_bytes()
+    gpt.learning_rate = 0.005
+    weights = train_with(gpt, 4.0, 3.0, 3.5)
+    assert first.read_bytes() == content
+    _, second = saved_runs(tmp_path)
+    assert second['history'] == gpt.history == [(0, 2.0, 4.0), (10, 1.5, 3.0), (20, 1.75, 3.5)]
+    assert_same_weights(second['model'], weights[1])
+    assert second['settings']['learning_rate'] == 0.005
 
 
 def test_the_best_weights_generate_the_text_not_the_last(tmp_path):
     """That a and b alternate is ever less true of the last tenth: its loss falls, then rises."""
     text = 'ab' * 450 + 'aabb' * 25
-    out, _, status = run_here(copy_script(tmp_path, 'gpt.py', text, FEW[0], **{
+    out, _, status = run_here(copy_script(tmp_path, 'gpt.py', text, **{
         **SMALL, 'max_iters': 60, 'eval_interval': 4, 'learning_rate': 0.02, 'top_k': 1}))
-    losses = [float(loss) for loss in re.findall(r'step \d+ .*val loss (\d+\.\d+)', out)]
-    assert status == 0 and min(losses[1:]) < losses[-1]
+    [saved] = saved_runs(tmp_path)
+    val_losses = [val for step, _, val in saved['history'] if step > 0]
+    assert status == 0 and min(val_losses) < val_losses[-1]
     gpt = import_script(tmp_path, 'gpt.py', text, **SMALL, top_k=1)
-    gpt.model.load_state_dict(checkpoint(tmp_path)['model'])
-    assert abs(gpt.estimate_loss()['val'] - min(losses[1:])) < 1e-3
-    context = torch.zeros(1, 1, dtype=torch.long)
-    assert out.endswith(gpt.decode(gpt.model.generate(context, 500)[0].tolist()) + '\n')
+    gpt.model.load_state_dict(saved['model'])
+    assert gpt.estimate_loss()['val'] == pytest.approx(min(val_losses))
+    written = gpt.decode(gpt.model.generate(torch.zeros(1, 1, dtype=torch.long), 500)[0].tolist())
+    assert out.endswith(f'The best weights generate:\n{written}\n')
 
 
-def test_the_weights_are_safe_before_the_sample_is_made(gpt, tmp_path):
-    """It may fail, or take long."""
-    gpt.model.generate = Mock(side_effect=RuntimeError('no sample'))
-    with pytest.raises(RuntimeError, match='no sample'):
-        gpt.report(10, 0.0)
-    assert checkpoint(tmp_path)['chars'] == gpt.chars
+# --- Where
+def test_the_file_is_named_for_the_moment_at_which_the_run_began(gpt, tmp_path, capsys):
+    """To the microsecond, so that runs that begin in the same second differ."""
+    began = datetime(2026, 2, 3, 14, 5, 6, 789_000).timestamp()
+    for started in (began, began + 0.001):
+        gpt.report(0, started)
+        gpt.report(5, started)
+    names = ['gpt-2026-02-03-140506-789000.pt', 'gpt-2026-02-03-140506-790000.pt']
+    assert sorted(path.name for path in tmp_path.glob('gpt-*')) == names
+    assert all(name in capsys.readouterr().out for name in names[1:])
 
 
-# --- Earlier runs
-def test_a_run_renames_the_model_of_the_run_before_and_says_so(tmp_path):
-    models = []
-    for run in range(4):
-        script = copy_script(tmp_path, 'gpt.py', TEXT, *FEW, **SHORT, seed=run)
-        out, err, status = run_here(script)
-        assert (err, status) == ('', 0)
-        assert kept(tmp_path) == models and len(set(models)) == run
-        names = sorted(path.name for path in tmp_path.glob('gpt-*.pt'))
-        said = re.findall(r'The model of an earlier run is now in (\S+)\n', out)
-        assert said == names[-1:]
-        assert all(re.fullmatch(r'gpt-\d{4}-\d\d-\d\d-\d{6}-\d{6}\.pt', name) for name in names)
-        models.append((tmp_path / 'gpt.pt').read_bytes())
-
-
-def test_a_gpt_pt_that_is_a_folder_is_renamed_too(tmp_path):
-    (tmp_path / 'gpt.pt').mkdir()
-    (tmp_path / 'gpt.pt' / 'notes.txt').write_text('mine')
-    out, err, status = run_here(copy_script(tmp_path, 'gpt.py', TEXT, *FEW, **SHORT))
-    [renamed] = tmp_path.glob('gpt-*.pt')
-    assert (err, status) == ('', 0) and (renamed / 'notes.txt').read_text() == 'mine'
-    assert (tmp_path / 'gpt.pt').is_file()
+def test_a_run_says_which_file_is_its_own(tmp_path):
+    out, _, _ = run_here(copy_script(tmp_path, 'gpt.py', **SMALL))
+    [path] = tmp_path.glob('*.pt')
+    assert f'from the next report on, saved in {path.name}\n' in out
+    assert abs(datetime.strptime(path.stem, 'gpt-%Y-%m-%d-%H%M%S-%f').timestamp()
+               - time.time()) < 60
 
 
 # --- Nothing is lost
-class Killed(BaseException):
-    """The end of the process at this instant, as by kill -9: nothing catches it."""
+def stop_training(step):
+    """An edit that stops the training at a step, as Ctrl-C does."""
+    return ('        loss.backward()',
+            f'        if step == {step}: raise KeyboardInterrupt\n        loss.backward()')
 
 
-class Files:
-    """Numbers the operations on files, and stops the one with the number `at`: before it, in the
-    middle of it (which leaves half a file) or after it. Notes which models have been saved.
-    """
-
-    def __init__(self, folder, monkeypatch, at, moment, stop):
-        self.path, self.at, self.moment, self.stop = folder / 'gpt.pt', at, moment, stop
-        self.names, self.first, self.last = [], self.path.read_bytes(), None
-        for owner, name in [(Path, 'rename'), (Path, 'replace'), (Path, 'unlink'), (torch, 'save')]:
-            monkeypatch.setattr(owner, name, self.watched(name, getattr(owner, name)))
-
-    def watched(self, name, operation):
-        def watched(*arguments, **options):
-            if name == 'rename' and arguments[1].exists():
-                raise FileExistsError(arguments[1])  # as on Windows
-            self.names.append(name)
-            here = len(self.names) - 1 == self.at
-            if here and self.moment == 'before':
-                raise self.stop
-            operation(*arguments, **options)
-            if here and self.moment == 'middle':
-                os.truncate(arguments[1], arguments[1].stat().st_size // 2)
-                raise self.stop
-            if self.path.exists() and self.path.read_bytes() != self.first:
-                self.last = self.path.read_bytes()
-            if here:
-                raise self.stop
-        return watched
+@pytest.mark.parametrize('step, which, models', [
+    (0, 'last, unsaved', 0), (9, 'last, unsaved', 0), (10, 'best', 1), (19, 'best', 1)])
+def test_ctrl_c_before_and_after_the_first_save(tmp_path, step, which, models):
+    """It ends the training, and the text is generated all the same."""
+    script = copy_script(tmp_path, 'gpt.py', TEXT, stop_training(step),
+                         **{**SMALL, 'eval_interval': 5 if models else 10})
+    out, err, status = run_here(script)
+    assert (err, status) == ('', 0) and 'step 20' not in out
+    assert re.search(f'\nThe {which} weights generate:\n(?s:.{{501}})\n$', out)
+    assert len(saved_runs(tmp_path)) == models
 
 
-def models(folder):
-    """All models in a folder: each can be loaded, else this fails."""
-    paths = list(folder.glob('gpt*.pt'))
-    for path in paths:
-        assert torch.load(path, weights_only=True).keys() == {'model', 'chars', 'sizes'}
-    return {path.read_bytes() for path in paths}
+@pytest.mark.parametrize('stop', [KeyboardInterrupt(), OSError(28, 'No space left on device')],
+                         ids=['Ctrl-C', 'full disk'])
+@pytest.mark.parametrize('at', [1, 2])
+def test_a_save_that_stops_half_way_leaves_all_models_as_they_were(tmp_path, monkeypatch, stop, at):
+    """Those of other runs, and what this one has saved before."""
+    import_script(tmp_path, 'gpt.py', **SMALL).train()
+    [earlier] = tmp_path.glob('*.pt')
+    before, save, saves = earlier.read_bytes(), torch.save, []
+
+    def save_half(checkpoint, path):
+        saves.append(path)
+        save(checkpoint, path)
+        if len(saves) == at:
+            os.truncate(path, os.stat(path).st_size // 2)
+            raise stop
+
+    monkeypatch.setattr(torch, 'save', save_half)
+    out, err, status = run_here(copy_script(tmp_path, 'gpt.py', **SMALL))
+    assert earlier.read_bytes() == before and len(saved_runs(tmp_path)) == at
+    if isinstance(stop, KeyboardInterrupt):
+        assert (err, status) == ('', 0) and 'The best weights generate:' in out
+    else:
+        assert status == 1 and str(stop) in err.splitlines()[-1]
 
 
-OPERATIONS = ['rename', 'save', 'replace', 'save', 'replace']  # of a run that saves twice
+def test_the_weights_are_safe_before_the_sample_is_made(gpt, tmp_path, monkeypatch):
+    """It may fail, or take long."""
+    monkeypatch.setattr(gpt.model, 'generate', lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        gpt.report(10, 0.0)
+    assert len(saved_runs(tmp_path)) == 1
 
 
-@pytest.mark.parametrize('stop', [
-    KeyboardInterrupt(), Killed(), OSError(28, 'No space left on device')],
-    ids=['Ctrl-C', 'kill', 'full disk'])
-@pytest.mark.parametrize('at, moment', [
-    *[(at, moment) for at in range(5) for moment in ('before', 'after')],
-    (1, 'middle'), (3, 'middle'), (5, 'never')])
-def test_whatever_stops_a_run_at_any_file_operation_no_model_is_lost(
-        tmp_path, monkeypatch, at, moment, stop):
-    """Neither the model of the run before nor the last one that this run has saved."""
-    import_script(tmp_path, 'gpt.py', **SHORT, seed=1).save()
-    script = copy_script(tmp_path, 'gpt.py', TEXT, *FEW, **SHORT, seed=2)
-    with monkeypatch.context() as patch:
-        files = Files(tmp_path, patch, at, moment, stop)
-        try:
-            out, err, status = run_here(script)
-        except Killed:
-            out, err, status = '', '', 'killed'
-    assert files.names == OPERATIONS[:at + 1]
-    assert models(tmp_path) == {files.first, files.last} - {None}
-    assert (files.last is not None) == (at > 2 or (at, moment) == (2, 'after'))
-
-    generated = 'They generate:' in out
-    if moment == 'never' or isinstance(stop, KeyboardInterrupt) and files.last:
-        assert (err, status) == ('', 0) and generated  # with the best weights so far
-    elif isinstance(stop, Exception):  # the last line says what is wrong
-        assert status == 1 and str(stop) in err.splitlines()[-1] and not generated
-    elif isinstance(stop, KeyboardInterrupt) and (at, moment) != (0, 'before'):
-        assert (err, status) == ('Stopped by Ctrl-C: nothing is saved yet.\n', 1) and not generated
-
-    run_here(copy_script(tmp_path, 'gpt.py', TEXT, *FEW, **SHORT, seed=3))  # the next one, too
-    assert models(tmp_path) >= {files.first, files.last} - {None}
+posix_only = pytest.mark.skipif(os.name != 'posix', reason='needs the signals of Unix')
 
 
 @pytest.fixture
@@ -212,9 +197,6 @@ def start():
         process.communicate()
 
 
-posix_only = pytest.mark.skipif(os.name != 'posix', reason='needs the signals of Unix')
-
-
 @posix_only
 def test_ctrl_c_as_the_system_sends_it(tmp_path, start):
     """In a pipe, too, what is printed arrives at once: here, before the script goes to sleep."""
@@ -225,24 +207,23 @@ def test_ctrl_c_as_the_system_sends_it(tmp_path, start):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (err, process.returncode) == ('', 0) and 'step 30' not in out
-    assert len(out.partition('They generate:\n')[2]) == 502
+    assert len(out.partition('weights generate:\n')[2]) == 502
 
 
 @posix_only
-def test_kill_as_the_system_sends_it_in_the_middle_of_a_save(tmp_path, start):
-    """The file is large, so that writing it takes a while, and each estimate is the best so far."""
-    better = ('    model.train()  #', "    losses['val'] = -time.time()\n    model.train()  #")
-    script = copy_script(tmp_path, 'gpt.py', TEXT, better, **{
-        **SMALL, 'n_embd': 256, 'max_iters': 10_000, 'eval_interval': 1})
-    (tmp_path / 'gpt.pt').write_bytes(b'the model of an earlier run')
-    process = start(script, 'step 2 ')  # what step 1 gave is saved
-    end = time.monotonic() + 60
-    while not (tmp_path / 'gpt.pt.new').exists() and time.monotonic() < end:
-        pass
-    process.kill()
-    assert process.wait(timeout=60) == -signal.SIGKILL
-    assert kept(tmp_path) == [b'the model of an earlier run']
-    assert checkpoint(tmp_path)['sizes'] == (16, 256, 2, 2)
+def test_kill_while_two_runs_in_one_folder_save_again_and_again(tmp_path, start):
+    """Their files are large, so that writing takes a while. One is killed in the middle of it."""
+    script = copy_script(tmp_path, 'gpt.py', TEXT, ('max_new_tokens=80', 'max_new_tokens=1'), **{
+        **SMALL, 'n_embd': 256, 'max_iters': 10_000, 'eval_interval': 1, 'eval_iters': 1})
+    runs = [start(script, 'step 2 ') for _ in range(2)]  # what step 1 gave is saved
+    for run in runs:
+        end = time.monotonic() + 60
+        while not list(tmp_path.glob('*.new')) and time.monotonic() < end:
+            pass
+        run.kill()
+        run.wait(timeout=60)
+        assert len(saved_runs(tmp_path)) == 2
+    assert [run['history'][0][0] for run in saved_runs(tmp_path)] == [0, 0]
 
 
 # --- Where people run it
@@ -259,3 +240,4 @@ def test_a_notebook_cell_trains_and_generates(tmp_path, monkeypatch, capsys, scr
     assert cell['model'] is cell['m']
     ids = torch.tensor([cell['encode']('The ')])
     assert cell['decode'](cell['model'].generate(ids, 20)[0].tolist()).startswith('The ')
+    assert len(saved_runs(tmp_path)) == (script == 'gpt.py')

@@ -1,9 +1,9 @@
 """The exact validation loss of a model, in nats per character.
 
-    python tests/lab/exact_loss.py           the model in gpt.pt
+    python tests/lab/exact_loss.py           the model of the newest run
     python tests/lab/exact_loss.py bigram    bigram.py, trained again, and the table of counts
     python tests/lab/exact_loss.py ngram     no network: counts of up to five characters in a row
-    --checkpoint FILE                        another saved model than gpt.pt
+    --checkpoint FILE                        another saved model; a folder: its newest run
 
 Exact means: every character of the last tenth of input.txt but the first is predicted exactly once.
 The scripts themselves estimate the loss from a few random sequences.
@@ -73,8 +73,9 @@ def main():
     parser = argparse.ArgumentParser(
         description='The exact validation loss of a model, in nats per character.')
     parser.add_argument('model', nargs='?', choices=['bigram', 'ngram'],
-                        help='measure this simpler model, instead of the one in gpt.pt')
-    parser.add_argument('--checkpoint', type=Path, help='use this file instead of gpt.pt')
+                        help='measure this simpler model, instead of a saved one')
+    parser.add_argument('--checkpoint', type=Path,
+                        help='use this file, or the newest run in this folder')
     arguments = parser.parse_args()
     if arguments.model and arguments.checkpoint:
         parser.error(f'--checkpoint is for gpt.py, not for {arguments.model}')
@@ -88,7 +89,7 @@ def main():
         print(f'counts plus one, normalised: {table:.4f}')
         loss = exact_loss(script.model, script.val_data, script.block_size)
     else:
-        gpt = load_checkpoint(arguments.checkpoint or PROJECT / 'gpt.pt')
+        gpt = load_checkpoint(arguments.checkpoint or PROJECT)
         if gpt.chars != script.chars:
             sys.exit('Error: the characters of the model and of input.txt differ: use the text '
                      'that it was trained on, or train again')

@@ -6,8 +6,8 @@
     python tests/lab/exercises.py --all       measures all (about 70 minutes): a line for each
     python tests/lab/exercises.py --parts     measures what each part of gpt.py is worth: a table
 
-Everything runs on the CPU and in temporary folders: your gpt.py and gpt.pt are never touched. It
-starts from the gpt.py here, which must be unedited. --steps 100 trains for 100 steps only.
+Everything runs on the CPU and in temporary folders: your gpt.py and your models are never touched.
+It starts from the gpt.py here, which must be unedited. --steps 100 trains for 100 steps only.
 """
 import argparse
 import difflib
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from scripts import PROJECT, edited, load, load_checkpoint
+from scripts import PROJECT, edited, find_checkpoint, load, load_checkpoint
 from exact_loss import exact_loss
 from solutions import EXERCISES, PARTS, change
 
@@ -76,9 +76,7 @@ def sample_arguments(variant):
 
 def measure(variant, source, steps=None, echo=False, **settings):
     """Runs a variant in a folder of its own; a dictionary of results."""
-    saved = PROJECT / 'gpt.pt'
-    if variant.run in ('sample', 'cache') and not saved.exists():
-        raise ValueError('there is no gpt.pt yet: run python gpt.py first')
+    saved = find_checkpoint(PROJECT) if variant.run in ('sample', 'cache') else None
     text = (PROJECT / 'input.txt').read_text(encoding='utf-8-sig')
     if variant.run == 'sample':
         program = Path(__file__).with_name('sample.py')  # it only reads
@@ -89,7 +87,7 @@ def measure(variant, source, steps=None, echo=False, **settings):
         text = prepare(folder, variant, source, text, steps, **settings)
         if variant.run == 'cache':
             shutil.copy(saved, folder)
-            return compare_caches(saved, folder / 'gpt.pt')
+            return compare_caches(saved, folder / saved.name)
         if variant.run == 'speed':
             plain = change(run='speed', **variant.settings)
             (folder / 'plain.py').write_text(solution(plain, source, device='cpu', **settings),
@@ -133,7 +131,7 @@ def read_results(out, text):
     letters = -sum(n * math.log(counts[c] / counts.total()) for c, n in Counter(val).items())
     return {'train': float(train_loss), 'val': float(val_loss), 'best': best,
             'best_step': best_step, 'letters': letters / len(val),
-            **describe(out.partition('They generate:\n')[2], text)}
+            **describe(out.partition('weights generate:\n')[2], text)}
 
 
 def describe(generated, text):
@@ -146,9 +144,8 @@ def describe(generated, text):
 
 def longer_contexts(folder):
     """The exact losses of a trained model that reads once, twice and four times block_size."""
-    gpt = load(folder / 'gpt.py')
-    gpt.model.load_state_dict(torch.load(gpt.checkpoint_path)['model'])
-    return ', '.join(f'{exact_loss(gpt.model, gpt.val_data, n * gpt.block_size):.2f}'
+    gpt, saved = load(folder / 'gpt.py'), load_checkpoint(folder)
+    return ', '.join(f'{exact_loss(saved.model, gpt.val_data, n * gpt.block_size):.2f}'
                      for n in (1, 2, 4))
 
 

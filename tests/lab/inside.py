@@ -1,10 +1,10 @@
-"""Looks inside the model in gpt.pt: what its attention reads, and what it predicts.
+"""Looks inside a saved model: what its attention reads, and what it predicts.
 
     python tests/lab/inside.py "the k"        numbers and pictures, in the terminal
     python tests/lab/inside.py --page         the model in a page for the browser: gpt.html
     python tests/lab/inside.py --nearest .    the characters with the most similar embeddings
 
-Without a text, it takes some of the validation text. The page, gpt.html, lies beside gpt.pt. It
+Without a text, it takes some of the validation text. The page, gpt.html, lies beside the model. It
 consists of a template, page.html, of model.js, which computes in the browser, and of the weights.
 """
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from scripts import PROJECT, load_checkpoint
+from scripts import PROJECT, find_checkpoint, load_checkpoint
 
 SHADES, NEWLINE, BAR = '·░▒▓█', '↵', '█'
 LIMITS = (0.05, 0.2, 0.4, 0.7)  # the weights at which the next darker shade begins
@@ -68,8 +68,9 @@ def compute(gpt, text, off=()):
     stream, all_scores, all_weights = [x], [], []
     for layer in range(gpt.n_layer):
         block = f'blocks.{layer}'
-        q, k, v = linear(f'{block}.sa.qkv', norm(f'{block}.ln1', x)).chunk(3, dim=-1)  # (T, C)
-        q, k, v = (z.view(T, nh, hs).transpose(0, 1) for z in (q, k, v))  # (nh, T, hs)
+        out = norm(f'{block}.ln1', x)  # (T, C)
+        q, k, v = (linear(f'{block}.sa.{name}', out).view(T, nh, hs).transpose(0, 1)
+                   for name in ('query', 'key', 'value'))  # (nh, T, hs) each
         scores = q @ k.transpose(-2, -1) / math.sqrt(hs)  # (nh, T, T)
         att = masked(scores).softmax(dim=-1)  # (nh, T, T)
         out = att @ v  # (nh, T, hs)
@@ -236,17 +237,18 @@ def validation_text(gpt):
 
 
 def main():
-    parser = argparse.ArgumentParser(description='Looks inside the model in gpt.pt.')
+    parser = argparse.ArgumentParser(description='Looks inside a saved model.')
     parser.add_argument('text', nargs='?', help='the text to show (default: some of input.txt)')
     parser.add_argument('--page', action='store_true', help='write gpt.html, for the browser')
     parser.add_argument('--layer', type=int, default=1, help='choose this layer (default: 1)')
     parser.add_argument('--head', type=int, default=1, help='choose this head (default: 1)')
     parser.add_argument('--nearest', metavar='CHARACTER',
                         help='print the characters with the most similar token embeddings instead')
-    parser.add_argument('--checkpoint', type=Path, default=PROJECT / 'gpt.pt',
-                        help='use this file instead of gpt.pt')
+    parser.add_argument('--checkpoint', type=Path, default=PROJECT,
+                        help='use this file, or the newest run in this folder')
     arguments = parser.parse_args()
-    gpt = load_checkpoint(arguments.checkpoint)
+    checkpoint = find_checkpoint(arguments.checkpoint)
+    gpt = load_checkpoint(checkpoint)
     sys.stdout.reconfigure(errors='replace')  # ? for a character that the terminal cannot show
     names = {c: c if c.isprintable() and unicodedata.east_asian_width(c) not in 'WF'
              and not unicodedata.combining(c) else '?' for c in gpt.chars}
@@ -272,7 +274,7 @@ def main():
     for name, number in (('layer', gpt.n_layer), ('head', gpt.n_head)):
         check(1 <= getattr(arguments, name) <= number, f'--{name} is a number from 1 to {number}')
     if arguments.page:
-        path = arguments.checkpoint.absolute().with_name('gpt.html')
+        path = checkpoint.absolute().with_name('gpt.html')
         write_page(gpt, path, text, arguments.layer, arguments.head)
         return
 

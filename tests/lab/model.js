@@ -1,9 +1,9 @@
 // The model of gpt.py, told a second time: in JavaScript, with no library, as it runs in gpt.html.
 //
-// The names are those of gpt.py and of the weights in gpt.pt. One thing differs: gpt.py computes
-// all positions of a text at once, and this file one after another. Each position leaves its keys
-// and values in a list, `past`, where the later ones find them. Nobody can read a position that is
-// not there yet, so no causal mask is needed.
+// The names are those of gpt.py and of the weights that it saves. One thing differs: gpt.py
+// computes all positions of a text at once, and this file one after another. Each position leaves
+// its keys and values in a list, `past`, where the later ones find them. Nobody can read a position
+// that is not there yet, so no causal mask is needed.
 'use strict';
 
 /** The sum of two lists of numbers: with a bias, for instance, or in a residual connection. */
@@ -57,10 +57,10 @@ function softmax(scores) {  // (n) -> (n)
  */
 function attention(model, layer, x, past, block, off) {  // (C) -> (C)
   const C = x.length, hs = C / model.n_head;  // head size
-  const qkv = linear(model.weights, `blocks.${layer}.sa.qkv`, x);  // (C) -> (3 * C)
-  const q = qkv.subarray(0, C);  // (C): the queries of all heads, one after another
-  block.k = qkv.subarray(C, 2 * C);  // (C)
-  block.v = qkv.subarray(2 * C);  // (C)
+  const name = `blocks.${layer}.sa`;
+  const q = linear(model.weights, `${name}.query`, x);  // (C): of all heads, one after another
+  block.k = linear(model.weights, `${name}.key`, x);  // (C)
+  block.v = linear(model.weights, `${name}.value`, x);  // (C)
   const readable = [...past.map(position => position.blocks[layer]), block];  // T of them
   const out = new Float32Array(C);  // (C): the outputs of all heads, one after another
   block.att = [];
@@ -81,7 +81,7 @@ function attention(model, layer, x, past, block, off) {  // (C) -> (C)
       for (let i = start; i < end; i++) out[i] += weight * v[i];
     }
   }
-  return linear(model.weights, `blocks.${layer}.sa.proj`, out);  // (C) -> (C)
+  return linear(model.weights, `${name}.proj`, out);  // (C) -> (C)
 }
 
 /** A small network that processes the position on its own. */

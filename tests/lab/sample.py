@@ -1,6 +1,6 @@
 """Continues a text with a saved model.
 
-    python tests/lab/sample.py "FLINT:"        with the model in gpt.pt
+    python tests/lab/sample.py "FLINT:"        with the model of the newest run
     python -i tests/lab/sample.py "The "       then goes on in Python: model, encode, decode
 
 Without a text it starts from token 0, as gpt.py does. --help lists the options.
@@ -14,10 +14,10 @@ import torch
 from scripts import PROJECT, load_checkpoint
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description='Continues a text with the model in gpt.pt.')
+    parser = argparse.ArgumentParser(description='Continues a text with a saved model.')
     parser.add_argument('prompt', nargs='?', help='the text to continue (default: token 0)')
-    parser.add_argument('--checkpoint', type=Path, default=PROJECT / 'gpt.pt',
-                        help='use this file instead of gpt.pt')
+    parser.add_argument('--checkpoint', type=Path, default=PROJECT,
+                        help='use this file, or the newest run in this folder')
     parser.add_argument('--temperature', type=float, help='default: the value in gpt.py')
     parser.add_argument('--top-k', type=int, help='default: the value in gpt.py')
     parser.add_argument('--length', type=int, default=500, help='characters to generate')

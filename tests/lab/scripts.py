@@ -1,4 +1,5 @@
 """The one way in which tests and programs edit or load bigram.py, gpt.py and a saved model."""
+import ast
 import re
 import sys
 import tempfile
@@ -8,66 +9,106 @@ from pathlib import Path
 import torch
 
 PROJECT = Path(__file__).resolve().parents[2]
+BELOW = '# --- Text and tokenizer'  # the line below the hyperparameters
+SIZES = ('block_size', 'n_embd', 'n_head', 'n_layer')  # the hyperparameters that make the shapes
+
+
+def hyperparameters_of(source):
+    """The names that a script sets above its text and tokenizer; ValueError if it has no such part.
+    """
+    if source.count(BELOW) != 1:
+        raise ValueError(f'the script has the line "{BELOW}" {source.count(BELOW)} times, not once')
+    return {node.id for node in ast.walk(ast.parse(source.partition(BELOW)[0]))
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
 def edited(source, *edits, **hyperparameters):
-    """The source of a script after edits, (old, new) pairs of text, and with other values at its
-    top. ValueError if an old text or a hyperparameter does not occur exactly once.
+    """The source of a script after edits, (old, new) pairs of text, and with other values, set
+    below its last hyperparameter, however the script sets them. ValueError if an old text does
+    not occur exactly once, or if the script has no such hyperparameter.
     """
     for old, new in edits:
         if source.count(old) != 1:
             raise ValueError(f'the script has this {source.count(old)} times: {old.strip()}')
         source = source.replace(old, new)
-    for name, value in hyperparameters.items():
-        line = rf'(?m)^{name} *= *[^#\n]*?(?= *(#.*)?$)'  # up to its comment
-        source, found = re.subn(line, lambda _: f'{name} = {value!r}', source)
-        if found != 1:
-            raise ValueError(f'the script has {found} lines that set {name}, not one')
-    return source
+    unknown = hyperparameters.keys() - hyperparameters_of(source)
+    if unknown:
+        raise ValueError(f'the script has no hyperparameter {", ".join(sorted(unknown))}')
+    values = ''.join(f'{name} = {value!r}\n' for name, value in hyperparameters.items())
+    return source.replace(f'\n{BELOW}', f'{values}\n{BELOW}')
 
 
 def load(path, *edits, folder=None, **hyperparameters):
     """A script as a module, edited on the way: the file at this path stays as it is.
 
-    folder: where the module reads input.txt, and saves; None: where the script lies.
+    folder: where the module reads input.txt, and saves; None: where the script lies. ValueError if
+    the script sets one of these hyperparameters again, further down.
     """
     source = edited(path.read_text(encoding='utf-8'), *edits, **hyperparameters)
     module = types.ModuleType(path.stem)
     module.__file__ = str((folder or path.parent) / path.name)
     exec(compile(source, str(path), 'exec'), module.__dict__)
+    for name, value in hyperparameters.items():
+        if getattr(module, name) != value:
+            raise ValueError(f'{name} is set again, below the hyperparameters')
     return module
+
+
+def find_checkpoint(path):
+    """The file of a saved model: the one at this path or, in a folder, that of the newest run.
+
+    The newest is the run that began last, by its name. A gpt.pt is older: gpt.py now gives each run
+    a file of its own. SystemExit, with one line, if there is no file.
+    """
+    if path.is_dir():
+        runs = sorted(file for file in path.glob('gpt-*.pt') if file.is_file()
+                      and re.fullmatch(r'gpt-\d{4}-\d\d-\d\d-\d{6}-\d{6}', file.stem))
+        path = [path / 'gpt.pt', *runs][-1]
+        if path.is_file():
+            print(f'The newest run: {path}', file=sys.stderr)
+    if not path.is_file():
+        sys.exit(f'Error: there is no {path}: train with python gpt.py, or name another file '
+                 'with --checkpoint')
+    return path
 
 
 def load_checkpoint(path):
     """The model in a checkpoint: gpt.py as a module, with the weights, sizes and vocabulary of the
-    file, on the CPU. The code is that of the gpt.py beside the file, if there is one.
+    file, on the CPU, in evaluation mode. The code is that of the gpt.py beside the file, if there
+    is one.
 
-    input.txt does not matter, so the module's data mean nothing. SystemExit, with one line, if
-    there is no such file, or if it does not fit the code.
+    path: as in find_checkpoint. input.txt does not matter, so the module's data mean nothing.
+    SystemExit, with one line, if there is no such file, or if it does not fit the code.
     """
-    if not path.is_file():
-        sys.exit(f'Error: there is no {path}: train with python gpt.py, or name another file '
-                 'with --checkpoint')
+    path = find_checkpoint(path)
     script = path.absolute().with_name('gpt.py')
     if not script.exists():
         script = PROJECT / 'gpt.py'
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-        chars = checkpoint['chars']
-        sizes = dict(zip(('block_size', 'n_embd', 'n_head', 'n_layer'), checkpoint['sizes'],
-                         strict=True))
+        chars, weights = checkpoint['chars'], checkpoint['model']
+        if 'sizes' in checkpoint:  # a gpt.pt
+            settings = dict(zip(SIZES, checkpoint['sizes'], strict=True))
+        else:
+            settings = checkpoint['settings']
+        known = hyperparameters_of(script.read_text(encoding='utf-8'))
+        sizes = {name: settings[name] for name in SIZES if name in settings and name in known}
         with tempfile.TemporaryDirectory() as folder:
             # Each script reads a text. This one has the characters of the vocabulary, and is
             # long enough for any block_size, even if all tokens are as long as the longest.
             text = ''.join(chars)
-            text *= 10 * sizes['block_size'] * max(map(len, chars)) // len(text) + 1
+            text *= 10 * settings.get('block_size', 1) * max(map(len, chars)) // len(text) + 1
             (Path(folder) / 'input.txt').write_text(text, encoding='utf-8')
             gpt = load(script, folder=Path(folder), device='cpu', **sizes)
         # An edited tokenizer may have tokens of more than one character.
         gpt.chars, gpt.vocab_size = chars, len(chars)
         gpt.stoi = {token: i for i, token in enumerate(chars)}
-        gpt.model = gpt.m = gpt.GPTLanguageModel()
-        gpt.model.load_state_dict(checkpoint['model'])
+        gpt.model = gpt.m = gpt.GPTLanguageModel().eval()
+        for name in weights.keys() - gpt.model.state_dict().keys():
+            if name.endswith('.qkv.weight'):  # of a gpt.pt: queries, keys and values in one
+                for part, weight in zip(('query', 'key', 'value'), weights.pop(name).chunk(3)):
+                    weights[name.replace('qkv', part)] = weight
+        gpt.model.load_state_dict(weights)
     except Exception as error:  # torch and an edited gpt.py raise errors of many types
         sys.exit(f'Error: cannot use {path} with {script} ({error!r:.200}): undo your edits, or '
                  'train again')

@@ -9,7 +9,7 @@ class Variant:
     """One change of gpt.py, and how it is run."""
     edits: tuple  # (old text, new text): each old text occurs once, and is code without comment
     steps: int = 1000  # training steps; None: it has no training run
-    run: str = 'train'  # or 'torchrun', 'longer', 'speed'; 'sample', 'cache': with the saved gpt.pt
+    run: str = 'train'  # or 'torchrun', 'longer', 'speed'; 'sample', 'cache': with the newest run
     text: object = None  # a function that makes another input.txt from ours
     settings: dict = None  # hyperparameters, by name
 
@@ -112,10 +112,10 @@ CACHE = [
                                                  device=idx.device)
             kept += new"""),
     ('idx[:, -block_size:]', 'idx[:, -new:]'),
-    ('        self.train()', """\
+    ('        self.train(was_training)', """\
         for block in self.blocks:
             block.sa.cache = None
-        self.train()"""),
+        self.train(was_training)"""),
 ]
 PARALLEL = [
     ('import math', 'import math\nimport os\nimport sys'),
@@ -133,7 +133,6 @@ torch.manual_seed(seed)"""),
     if rank > 0:
         return  # process 0 estimates the losses, and saves
     losses = estimate_loss()"""),
-    ('    if checkpoint_path.exists():', '    if rank == 0 and checkpoint_path.exists():'),
     ('    started = time.time()', """\
     parallel = nn.parallel.DistributedDataParallel(model)  # averages the gradients of all
     torch.manual_seed(seed + rank)  # the weights are the same in all, the batches are not
@@ -218,7 +217,7 @@ PARTS = {
     'the scale': change(WITHOUT_SCALE, steps=3000),
     'several heads (one wide head instead)': change(n_head=1, steps=3000),
     'the scale, with one wide head': change(WITHOUT_SCALE, n_head=1, steps=3000),
-    'warm-up': change(warmup_iters=1, steps=3000),
+    'warm-up': change(warmup_iters=0, steps=3000),
     'decay of the learning rate': change(('1 - step / max_iters))', '1))'), steps=3000),
     'weight decay': change(weight_decay=0.0, steps=3000),
     "our initial weights (torch's instead)": change(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import scripts
-from conftest import PROJECT, SMALL, SMALL_BIGRAM, TEXT, copy_script, import_script, run_here
+from conftest import PROJECT, SMALL, SMALL_BIGRAM, TEXT, copy_script, import_script, run_here, save
 from exact_loss import exact_loss, ngram_loss, table_loss
 
 PROGRAM = PROJECT / 'tests' / 'lab' / 'exact_loss.py'
@@ -68,19 +68,20 @@ def test_ngram_is_measured_on_the_last_tenth(here):
 
 def test_another_checkpoint_is_measured_with_its_own_sizes(here):
     gpt = import_script(here / 'other', 'gpt.py', **{**SMALL, 'block_size': 9, 'n_layer': 1})
-    gpt.save()
+    path = save(gpt)
     loss = exact_loss(gpt.model, gpt.val_data, 9)
-    out, err, status = run_here(PROGRAM, '--checkpoint', str(here / 'other' / 'gpt.pt'))
+    out, err, status = run_here(PROGRAM, '--checkpoint', str(path))
     assert (out, err, status) == (f'exact validation loss: {loss:.4f}\n', '', 0)
 
 
 def test_a_checkpoint_that_is_missing_or_of_another_text_gets_one_line(here):
     assert 'there is no' in run_here(PROGRAM)[1]
-    import_script(here, 'gpt.py', **SMALL).save()
+    path = save(import_script(here, 'gpt.py', **SMALL))
     (here / 'input.txt').write_text(TEXT.replace('e', 'é'), encoding='utf-8')
     out, err, status = run_here(PROGRAM)
-    assert (out, status, err.count('\n')) == ('', 1, 1)
-    assert err.startswith('Error: ') and 'of the model and of input.txt differ' in err
+    which, message = err.splitlines()
+    assert (out, status, which) == ('', 1, f'The newest run: {path}')
+    assert message.startswith('Error: ') and 'of the model and of input.txt differ' in message
 
 
 @pytest.mark.parametrize('arguments, status', [

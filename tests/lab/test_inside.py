@@ -6,7 +6,7 @@ import torch
 
 import inside
 import scripts
-from conftest import PROJECT, SMALL, TEXT, exit_message, import_script, randomize_, run_here
+from conftest import PROJECT, SMALL, TEXT, exit_message, import_script, randomize_, run_here, save
 
 PROGRAM = PROJECT / 'tests' / 'lab' / 'inside.py'
 STRANGE = '</script>\'"\\\n\u2028😀'
@@ -17,7 +17,7 @@ def random_model(folder, text=TEXT + STRANGE * 3, *edits, **hyperparameters):
         **SMALL, 'block_size': 32, **hyperparameters})
     torch.manual_seed(1)
     randomize_(gpt.model)
-    gpt.save()
+    save(gpt)
     return gpt
 
 
@@ -31,7 +31,7 @@ def trained(tmp_path, monkeypatch):
 
 def show(*arguments):
     out, err, status = run_here(PROGRAM, *arguments)
-    assert (err, status) == ('', 0)
+    assert status == 0 and re.fullmatch('(The newest run: .*\n)?', err)
     return out
 
 
@@ -47,7 +47,7 @@ def numbers_below(heading, out):
 @pytest.mark.parametrize('edits', [
     [('F.relu(', 'F.gelu(')],
     [('scores = scores + causal_mask', 'scores = scores')],
-    [('self.qkv = nn.', 'self.all = nn.'), ('self.qkv(x)', 'self.all(x)')],
+    [('self.key = nn.', 'self.keys = nn.'), ('self.key(x)', 'self.keys(x)')],
     [('logits = self.lm_head(', 'logits = 2 * self.lm_head(')],
     [('x = x + self.sa(self.ln1(x))', 'x = x'), ('self.sa = Multi', 'self.no = Multi')],
     [('range(n_layer)', 'range(0)')],
@@ -79,8 +79,8 @@ def test_the_predictions_are_those_of_a_model_that_ends_there_and_their_mean_los
 
 def test_each_heads_weights_stand_under_its_name(trained):
     """Without queries, a head has equal weights: here only head 1 of layer 2."""
-    trained.model.blocks[1].sa.qkv.weight.data[:trained.n_embd // 2] = 0
-    trained.save()
+    trained.model.blocks[1].sa.query.weight.data[:trained.n_embd // 2] = 0
+    save(trained)
     equal = torch.ones(4, 4).tril() / torch.arange(1, 5)[:, None]
     for layer, head in ((1, 1), (1, 2), (2, 1), (2, 2)):
         out = show('the ', '--layer', str(layer), '--head', str(head))
@@ -91,7 +91,7 @@ def test_each_heads_weights_stand_under_its_name(trained):
 def test_a_line_per_head_says_what_the_text_costs_without_it(trained):
     """A head whose columns in proj are 0 adds nothing: switched off, it changes nothing."""
     trained.model.blocks[1].sa.proj.weight.data[:, :trained.n_embd // 2] = 0
-    trained.save()
+    save(trained)
     out = show('He is the ')
     loss = float(re.search('Mean loss of this text: (.*?)[.] With', out)[1])
     lines = re.findall(r'layer (\d), head (\d): (.*?) \((.*?)\)', out)
@@ -134,7 +134,7 @@ def test_the_heads_of_a_layer_are_triangles_side_by_side_as_far_as_they_fit(
 def test_nearest_sorts_the_other_characters_by_cosine(trained):
     table = trained.model.token_embedding_table.weight.data
     table[trained.stoi['x']] = 3 * table[trained.stoi['e']]
-    trained.save()
+    save(trained)
     cosines = [float(line.split()[1]) for line in show('--nearest', 'e').splitlines()[1:]]
     assert 'e:\nx 1.00' in show('--nearest', 'e')
     assert cosines == sorted(cosines, reverse=True) and len(cosines) == 10
@@ -145,7 +145,7 @@ def test_the_page_lies_beside_its_checkpoint_and_begins_with_the_text_or_validat
         trained, tmp_path, text):
     gpt = random_model(tmp_path / 'other', block_size=70)
     path = tmp_path / 'other' / 'gpt.html'
-    options = '--page', '--checkpoint', str(tmp_path / 'other' / 'gpt.pt')
+    options = '--page', '--checkpoint', str(tmp_path / 'other')
     assert str(path) in show(*([] if text is None else [text]), *options)
     all_text = TEXT + STRANGE * 3
     text = text or all_text[len(all_text) * 9 // 10:].split('\n\n', 1)[1][:32]
@@ -175,6 +175,7 @@ def test_a_model_of_the_lessons_size_gets_a_page_and_a_larger_one_a_line(tmp_pat
 def test_a_mistake_gets_one_line(trained, tmp_path, monkeypatch, arguments, message):
     monkeypatch.setenv('COLUMNS', '12')
     (tmp_path / 'gpt.html').mkdir()
-    out, err, status = run_here(PROGRAM, *arguments)
+    [model] = tmp_path.glob('*.pt')
+    out, err, status = run_here(PROGRAM, '--checkpoint', str(model), *arguments)
     assert (out, status, err.count('\n')) == ('', 1, 1)
     assert err.startswith('Error: ') and message in err

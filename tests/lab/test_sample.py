@@ -1,6 +1,7 @@
 """sample.py and load_checkpoint: a saved model goes on to be useful, whatever changed beside it."""
 import os
 import pickle
+import re
 import runpy
 import sys
 
@@ -9,7 +10,7 @@ import torch
 
 import scripts
 from conftest import (PROJECT, SMALL, TEXT, copy_script, exit_message, import_script, randomize_,
-                      run_here)
+                      run_here, save)
 from scripts import load_checkpoint
 
 PROGRAM = PROJECT / 'tests' / 'lab' / 'sample.py'
@@ -17,31 +18,31 @@ PROGRAM = PROJECT / 'tests' / 'lab' / 'sample.py'
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A project with a small gpt.py, in which the program looks for gpt.pt."""
+    """A project with a small gpt.py, in which the program looks for the newest run."""
     monkeypatch.setattr(scripts, 'PROJECT', tmp_path)
     copy_script(tmp_path, 'gpt.py', **SMALL)
     return tmp_path
 
 
 def saved(folder, text=TEXT, *edits, **hyperparameters):
-    """A gpt.py with random weights, which it has saved."""
+    """A gpt.py with random weights, which it has saved, and the path of the file."""
     gpt = import_script(folder, 'gpt.py', text, *edits, **{**SMALL, **hyperparameters})
     torch.manual_seed(1)
     randomize_(gpt.model)
-    gpt.save()
-    return gpt
+    return gpt, save(gpt)
 
 
 def text_of(*arguments):
     out, err, status = run_here(PROGRAM, *map(str, arguments))
-    assert (err, status) == ('', 0)
+    assert status == 0 and re.fullmatch('(The newest run: .*\n)?', err)
     return out[:-1]
 
 
 def assert_same_model(gpt, path):
-    """The one in this file: the same tokens and the same logits."""
+    """The one in this file: the same tokens and the same logits, in evaluation mode."""
     other = load_checkpoint(path)
     assert other.model is other.m and other.device == 'cpu'
+    assert not any(module.training for module in other.model.modules())
     assert other.chars == gpt.chars and other.vocab_size == gpt.vocab_size
     some_text = gpt.text[:gpt.block_size]
     ids = gpt.encode(some_text)
@@ -53,45 +54,106 @@ def assert_same_model(gpt, path):
 # --- Which model it is
 def test_without_chance_it_writes_what_gpt_py_wrote(here):
     out, _, _ = run_here(copy_script(here, 'gpt.py', **SMALL, top_k=1))
-    assert text_of() + '\n' == out.partition('They generate:\n')[2]
+    assert text_of() + '\n' == out.partition('weights generate:\n')[2]
 
 
 @pytest.mark.parametrize('text', [''.join(map(chr, range(65, 105))) * 5, 'x' * 171])
 def test_the_file_decides_the_sizes_and_the_vocabulary(here, text):
     """Here of 40 characters, 4 * 40 = 10 * block_size, and of one."""
-    gpt = saved(here / 'other', text, block_size=16, n_embd=24, n_head=3, n_layer=1)
-    moved = here / 'moved.pt'
-    (here / 'other' / 'gpt.pt').rename(moved)
+    gpt, path = saved(here / 'other', text, block_size=16, n_embd=24, n_head=3, n_layer=1)
+    moved = path.rename(here / 'moved.pt')
     assert_same_model(gpt, moved)
     assert len(text_of('--checkpoint', moved)) == 501
 
 
 def test_the_code_is_that_of_the_gpt_py_beside_the_file(here):
-    gpt = saved(here / 'other', TEXT, ('F.relu(out)', 'F.gelu(out)'), device='cpu')
-    assert_same_model(gpt, here / 'other' / 'gpt.pt')
+    gpt, path = saved(here / 'other', TEXT, ('F.relu(out)', 'F.gelu(out)'), device='cpu')
+    assert_same_model(gpt, path)
     copy_script(here / 'other', 'gpt.py', TEXT, ('F.relu(out)', 'F.gelu(out)'), device='meta')
-    assert_same_model(gpt, here / 'other' / 'gpt.pt')  # always on the CPU
+    assert_same_model(gpt, path)  # always on the CPU
 
 
 @pytest.mark.parametrize('text', ['Other letters: éèê. ' * 20, '', b'\xff' * 200, None])
 def test_input_txt_does_not_matter(here, text):
-    gpt = saved(here)
+    gpt, path = saved(here)
     (here / 'input.txt').unlink()
     copy_script(here, 'gpt.py', text, **SMALL)
-    assert_same_model(gpt, here / 'gpt.pt')
+    assert_same_model(gpt, path)
     assert text_of('The king').startswith('The king')
 
 
 def test_a_file_without_a_gpt_py_beside_it_opens_with_the_code_of_the_project(here):
-    gpt = saved(here)
+    gpt, path = saved(here)
     (here / 'alone').mkdir()
-    (here / 'gpt.pt').rename(here / 'alone' / 'gpt.pt')
-    assert_same_model(gpt, here / 'alone' / 'gpt.pt')
+    assert_same_model(gpt, path.rename(here / 'alone' / path.name))
+
+
+def in_the_older_format(saved):
+    """What a gpt.pt holds: sizes by position, and queries, keys and values in one matrix."""
+    weights = dict(saved['model'])
+    for name in [name for name in weights if name.endswith('.query.weight')]:
+        weights[name.replace('query', 'qkv')] = torch.cat(
+            [weights.pop(name.replace('query', part)) for part in ('query', 'key', 'value')])
+    settings = saved['settings']
+    return {'model': weights, 'chars': saved['chars'], 'sizes': tuple(
+        settings[name] for name in ('block_size', 'n_embd', 'n_head', 'n_layer'))}
+
+
+def test_a_gpt_pt_of_the_older_format_opens(here):
+    gpt, path = saved(here / 'other', block_size=15, n_embd=24, n_head=3, n_layer=1)
+    older = in_the_older_format(torch.load(path))
+    torch.save(older, here / 'gpt.pt')
+    assert_same_model(gpt, here / 'gpt.pt')
+    # And with the gpt.py of that time beside it.
+    edits = [('self.key = nn', 'self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)\n        # '),
+             ('        self.query = ', '        # '), ('        self.value = ', '        # '),
+             ('self.query(x), self.key(x), self.value(x)', 'self.qkv(x).chunk(3, dim=-1)')]
+    copy_script(here, 'gpt.py', TEXT, *edits, **SMALL)
+    assert_same_model(gpt, here / 'gpt.pt')
+
+
+def test_a_hyperparameter_more_or_less_closes_no_file(here):
+    gpt, path = saved(here, block_size=15, n_embd=24, n_head=3, n_layer=1)
+    source = (here / 'gpt.py').read_text(encoding='utf-8')
+    for old, new in [('warmup_iters', 'rising'), ('n_layer = ', 'grad_clip = 1.0\nn_layer = ')]:
+        source = source.replace(old, new)
+    (here / 'gpt.py').write_text(source, encoding='utf-8')
+    assert_same_model(gpt, path)
+    # Without a size, too: the script that has this one no longer knows it by itself.
+    source = re.sub(r'(?m)^n_layer = .*\n', '', source).replace('range(n_layer)', 'range(1)')
+    (here / 'gpt.py').write_text(source, encoding='utf-8')
+    assert_same_model(gpt, path)
+
+
+def test_a_size_that_is_set_again_below_is_an_error_and_not_another_model(here):
+    _, path = saved(here)
+    copy_script(here, 'gpt.py', TEXT, ('\n# --- Model', '\nn_head = 4\n# --- Model'), **SMALL)
+    assert 'n_head is set again' in exit_message(load_checkpoint, path)
+
+
+def test_without_a_checkpoint_it_is_the_newest_run_in_the_folder_which_it_names(here, capsys):
+    """By its name: what was copied or saved last does not matter, nor do other files."""
+    gpt, path = saved(here)
+    new, old = here / 'gpt-2031-01-02-030405-000001.pt', here / 'gpt-2031-01-02-030405-000000.pt'
+    path.rename(new)
+    torch.save(in_the_older_format(torch.load(new)), here / 'gpt.pt')
+    for number, other in enumerate([old, here / 'gpt-mine.pt', here / f'{new.stem[:-1]}2.pt.new']):
+        torch.save({'of another model': number}, other)
+    (here / 'gpt-2032-01-02-030405-000000.pt').mkdir()
+    for files in ([new], [here / 'gpt.pt']):  # the second one when all others are gone
+        capsys.readouterr()
+        assert_same_model(gpt, here)
+        assert capsys.readouterr().err == f'The newest run: {files[0]}\n'
+        out, err, status = run_here(PROGRAM, '--length', '5')
+        assert (err, status) == (f'The newest run: {files[0]}\n', 0) and len(out) == 7
+        assert run_here(PROGRAM, '--length', '5', '--checkpoint', str(files[0]))[1] == ''
+        new.unlink(missing_ok=True)
+        old.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize('block_size', [16, 67])  # with 67, the text takes all its characters
 def test_an_edited_tokenizer_may_have_tokens_of_two_characters(here, block_size):
-    gpt = saved(here, TEXT, (
+    gpt, path = saved(here, TEXT, (
         'chars = sorted(set(text))',
         'pairs = sorted({a + b for a, b in zip(text, text[1:])})\n'
         'chars = sorted(set(text)) + pairs'), (
@@ -103,18 +165,18 @@ def test_an_edited_tokenizer_may_have_tokens_of_two_characters(here, block_size)
         i += len(token)
     return ids"""), block_size=block_size)
     assert max(map(len, gpt.chars)) == 2
-    assert_same_model(gpt, here / 'gpt.pt')
+    assert_same_model(gpt, path)
     assert text_of('The king').startswith('The king')
 
 
 def test_a_checkpoint_from_a_gpu_opens_without_one(gpt, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, 'location_tag', lambda storage: 'cuda:0')
-        gpt.save()
+        path = save(gpt)
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError):  # the file does say that it is from a GPU
-            torch.load(tmp_path / 'gpt.pt', weights_only=True)
-    assert_same_model(gpt, tmp_path / 'gpt.pt')
+            torch.load(path, weights_only=True)
+    assert_same_model(gpt, path)
 
 
 # --- Prompts and options
@@ -129,7 +191,7 @@ def test_a_prompt_comes_back_whole(here, prompt):
     {}, {'temperature': 2.0}, {'temperature': 0.001}, {'top_k': 1}, {'top_k': 5}, {'seed': 0},
     {'temperature': 0.5, 'top_k': 7, 'seed': 2}])
 def test_an_option_counts_instead_of_the_value_in_gpt_py(here, options):
-    gpt = saved(here, temperature=1.1, top_k=20, seed=5)
+    gpt, _ = saved(here, temperature=1.1, top_k=20, seed=5)
     vars(gpt).update(options)
     torch.manual_seed(gpt.seed)
     expected = gpt.decode(gpt.model.generate(torch.tensor([gpt.encode('The ')]), 30)[0].tolist())
@@ -155,8 +217,9 @@ def test_python_i_goes_on_with_the_names_of_the_script(here, monkeypatch, capsys
 def test_a_mistake_on_the_command_line_gets_one_line(here, arguments, status, words):
     saved(here)
     out, err, got = run_here(PROGRAM, *arguments)
-    assert (out, got) == ('', status) and words in err.splitlines()[-1]
-    assert status == 2 or len(err.splitlines()) == 1
+    *more, last = err.splitlines()
+    assert (out, got) == ('', status) and words in last
+    assert status == 2 or all(line.startswith('The newest run: ') for line in more)
 
 
 @pytest.mark.parametrize('old, new, words', [
@@ -165,9 +228,9 @@ def test_a_mistake_on_the_command_line_gets_one_line(here, arguments, status, wo
     ('self.ln_f = nn.LayerNorm(n_embd)', 'self.ln_f = nn.Identity()', 'ln_f'),
     ('import math\n', 'import maths\n', 'maths')])
 def test_a_checkpoint_that_does_not_fit_the_code_says_why(here, old, new, words):
-    saved(here)
+    _, path = saved(here)
     copy_script(here, 'gpt.py', TEXT, (old, new), **SMALL)
-    message = exit_message(load_checkpoint, here / 'gpt.pt')
+    message = exit_message(load_checkpoint, path)
     assert words in message and 'undo your edits, or train again' in message
 
 
@@ -187,8 +250,8 @@ DAMAGED = {
     'empty': lambda file, saved: b'',
     'weights only': lambda file, saved: saved['model'],
     'a list': lambda file, saved: [1, 2],
-    'of an older version': lambda file, saved: {**saved, 'sizes': None, 'config': {}},
-    'of a later version': lambda file, saved: {**saved, 'sizes': (*saved['sizes'], 1)},
+    'of a version before gpt.pt': lambda file, saved: {**saved, 'sizes': None, 'config': {}},
+    'of too many sizes': lambda file, saved: {**saved, 'sizes': (16, 16, 2, 2, 1)},
     'of other shapes': lambda file, saved: {**saved, 'chars': saved['chars'][1:]},
     'without a vocabulary': lambda file, saved: {**saved, 'chars': []},
 }
@@ -196,8 +259,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize('damage', DAMAGED)
 def test_a_damaged_or_foreign_file_is_refused(here, damage):
-    saved(here)
-    path = here / 'gpt.pt'
+    _, path = saved(here)
     damaged = DAMAGED[damage](path.read_bytes(), torch.load(path, weights_only=True))
     if isinstance(damaged, bytes):
         path.write_bytes(damaged)
@@ -208,7 +270,7 @@ def test_a_damaged_or_foreign_file_is_refused(here, damage):
 
 @pytest.mark.parametrize('zipped', [True, False])
 def test_a_hostile_file_is_refused_and_not_obeyed(here, zipped):
-    path, sprung = here / 'gpt.pt', here / 'sprung'
+    path, sprung = here / 'gpt-mine.pt', here / 'sprung'
     if zipped:
         torch.save({'model': Trap(sprung)}, path)
     else:

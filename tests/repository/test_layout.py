@@ -17,11 +17,12 @@ each_source = pytest.mark.parametrize('source', [BIGRAM, GPT], ids=['bigram.py',
     ('# --- Hyperparameters', 'batch_size = '),
     ('# --- Text and tokenizer', '# --- Model'),
     ('    def forward(self, idx, targets', ' For 65 '),
-    ('        if targets is None', '        self.eval()'),
-    ('            probs = ', '        self.train()'),
+    ('        if targets is None', '        was_training'),
+    ('            probs = ', '        self.train(was'),
     ('torch.manual_seed(seed)', 'GPTLanguageModel().to'),
-    ('# --- Training', 'checkpoint_path ='),
-    ('    losses = estimate_loss()', '    if step > 0'),
+    ('# --- Training', 'history ='),
+    ('def report(', '    save(step'),
+    ("    context = torch.zeros((1, 1), dtype=torch.long, device=device)\n    with", '    # Weight decay'),
     ("    print(f'{sum(p.numel()", '    try:'),
     ('    # start from token 0', None),
 ])
@@ -72,6 +73,14 @@ def test_the_top_level_holds_what_it_should_and_nothing_else():
                            check=True).stdout.splitlines()
     found = {path.partition('/')[0] for path in paths if not path.startswith('.')}
     assert found == {'README.md', 'bigram.py', 'gpt.py', 'input.txt', 'requirements.txt', 'tests'}
+
+
+@pytest.mark.skipif(not (shutil.which('git') and (PROJECT / '.git').exists()), reason='needs git')
+def test_git_ignores_saved_models_and_what_a_stop_leaves_of_a_save():
+    names = [f'gpt-2026-02-03-140506-789000.pt{end}' for end in ('', '.new')]
+    found = subprocess.run(['git', 'check-ignore', '--no-index', *names], cwd=PROJECT,
+                           capture_output=True, text=True).stdout.split()
+    assert found == names
 
 
 def test_git_keeps_the_line_ends_of_unix():
