@@ -163,6 +163,22 @@ def test_a_save_that_stops_half_way_leaves_all_models_as_they_were(tmp_path, mon
         assert status == 1 and str(stop) in err.splitlines()[-1]
 
 
+def test_two_runs_at_once_keep_two_models(tmp_path, monkeypatch):
+    """Here one of them trains from its first step to its last while the other one saves."""
+    one, other = (import_script(tmp_path, 'gpt.py', **SMALL, seed=seed) for seed in (1, 2))
+    save = torch.save
+
+    def save_and_let_the_other_run(checkpoint, path):
+        save(checkpoint, path)
+        monkeypatch.setattr(torch, 'save', save)
+        other.train()
+
+    monkeypatch.setattr(torch, 'save', save_and_let_the_other_run)
+    one.train()
+    for gpt, saved in zip((one, other), saved_runs(tmp_path), strict=True):
+        assert saved['settings']['seed'] == gpt.seed and saved['history'] == gpt.history
+
+
 def test_the_weights_are_safe_before_the_sample_is_made(gpt, tmp_path, monkeypatch):
     """It may fail, or take long."""
     monkeypatch.setattr(gpt.model, 'generate', lambda *_, **__: 1 / 0)
