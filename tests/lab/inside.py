@@ -189,10 +189,12 @@ def packed(tensor):
 
 
 @torch.no_grad()
-def page_html(gpt, text, layer, head):
+def page_html(gpt, text, layer, head, runs=()):
     """The page: its template with model.js and the data in it.
 
-    The data have torch's logits for the text: the page compares its own with them.
+    The data have torch's logits for the text: the page compares its own with them. runs has the
+    losses of the model's own run and then of those that can be compared with it, as dictionaries:
+    name, and history, (step, train loss, val loss) of each report.
     """
     folder, ids = Path(__file__).parent, gpt.encode(text)[-min(gpt.block_size, CONTEXT):]
     data = json.dumps({
@@ -207,6 +209,7 @@ def page_html(gpt, text, layer, head):
         'head': head,
         'temperature': gpt.temperature,
         'top_k': gpt.top_k,
+        'runs': list(runs),
     })
     page = (folder / 'page.html').read_text(encoding='utf-8')
     page = page.replace('/* model.js */', (folder / 'model.js').read_text(encoding='utf-8'))
