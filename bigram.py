@@ -116,7 +116,7 @@ def estimate_loss():
     compared, and those of two runs with the same batch_size, block_size, eval_iters and text.
     If the train loss falls while the val loss rises, the model memorises: it is overfitting.
     """
-    model.eval()  # evaluation mode: dropout off (only gpt.py has dropout)
+    model.eval()  # evaluation mode: no dropout, in models that use it
     generator = torch.Generator().manual_seed(1)  # whatever seed is, the same batches
     losses = {}
     for split in ('train', 'val'):
@@ -136,6 +136,7 @@ def report(step, started):
     print(f"step {step} of {max_iters}: train loss {losses['train']:.4f}, "
           f"val loss {losses['val']:.4f}, {time.time() - started:.0f} s", flush=True)
     assert math.isfinite(sum(losses.values())), 'the loss is not finite: lower learning_rate'
+    # start from token 0: the first of chars, a new line in most texts
     context = torch.zeros((1, 1), dtype=torch.long, device=device)
     with torch.random.fork_rng():  # restores the random state, so that samples change no run
         sample = decode(m.generate(context, max_new_tokens=80)[0].tolist())
@@ -168,6 +169,5 @@ def train():
 # --- Train, and let it write.
 if __name__ == '__main__':
     train()
-    # start from token 0: the first of chars, a new line in most texts
     context = torch.zeros((1, 1), dtype=torch.long, device=device)
     print(decode(m.generate(context, max_new_tokens=500)[0].tolist()))

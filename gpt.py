@@ -4,8 +4,8 @@ Read bigram.py first: a transformer reads its whole context, not only the last c
 
 Run it with: python gpt.py
 It trains, saves its best weights in gpt-DATE.pt, and generates 500 characters with them. With
-the input.txt here, the val loss falls to about 1.3, in seven to eight minutes on two CPU cores
-(on a GPU, which it uses if there is one, not measured).
+the input.txt here, the val loss falls to about 1.3, in seven to eight minutes on two CPU cores.
+(If there is a GPU, it runs there; not measured.)
 """
 import copy
 import math
@@ -240,7 +240,7 @@ def estimate_loss():
     compared, and those of two runs with the same batch_size, block_size, eval_iters and text.
     If the train loss falls while the val loss rises, the model memorises: it is overfitting.
     """
-    model.eval()  # evaluation mode: dropout off (only gpt.py has dropout)
+    model.eval()  # evaluation mode: no dropout, in models that use it
     generator = torch.Generator().manual_seed(1)  # whatever seed is, the same batches
     losses = {}
     for split in ('train', 'val'):
@@ -260,7 +260,7 @@ best = {}  # of this run: the lowest val loss after step 0, and the weights that
 
 def save(step, losses, started):
     """Keeps the losses and best weights of this run, and saves them in a file of its own."""
-    settings = dict(
+    settings = dict(  # if you add a hyperparameter, add it here, too
         batch_size=batch_size, block_size=block_size, max_iters=max_iters,
         eval_iters=eval_iters, learning_rate=learning_rate, warmup_iters=warmup_iters,
         weight_decay=weight_decay, n_embd=n_embd, n_head=n_head, n_layer=n_layer,
@@ -287,6 +287,7 @@ def report(step, started):
           f"val loss {losses['val']:.4f}, {time.time() - started:.0f} s", flush=True)
     assert math.isfinite(sum(losses.values())), 'the loss is not finite: lower learning_rate'
     save(step, losses, started)
+    # start from token 0: the first of chars, a new line in most texts
     context = torch.zeros((1, 1), dtype=torch.long, device=device)
     with torch.random.fork_rng():  # restores the random state, so that samples change no run
         sample = decode(m.generate(context, max_new_tokens=80)[0].tolist())
@@ -334,6 +335,5 @@ if __name__ == '__main__':
     if best:
         model.load_state_dict(best['weights'])
     print(f"\nThe {'best' if best else 'last, unsaved'} weights generate:")
-    # start from token 0: the first of chars, a new line in most texts
     context = torch.zeros((1, 1), dtype=torch.long, device=device)
     print(decode(m.generate(context, max_new_tokens=500)[0].tolist()))

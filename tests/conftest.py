@@ -20,11 +20,12 @@ each_script = pytest.mark.parametrize('script', ['bigram.py', 'gpt.py'])
 # A text of our own, so that the tests do not depend on what input.txt holds.
 TEXT = (Path(__file__).parent / 'sample.txt').read_text(encoding='utf-8')
 
-# A GPT that is small enough to train in a second, and a bigram model.
-SMALL = dict(batch_size=4, block_size=16, max_iters=20, eval_interval=10, eval_iters=2,
-             warmup_iters=5, n_embd=16, n_head=2, n_layer=2, device='cpu')
-SMALL_BIGRAM = dict(batch_size=4, block_size=16, max_iters=20, eval_interval=10, eval_iters=2,
-                    device='cpu')
+# All hyperparameters of a GPT that is small enough to train in a second, and of a bigram model.
+# So the tests do not depend on those at the top of the scripts, which are there to be edited.
+SMALL_BIGRAM = dict(device='cpu', batch_size=4, block_size=16, max_iters=20, eval_interval=10,
+                    eval_iters=2, learning_rate=0.1, seed=1337)
+SMALL = SMALL_BIGRAM | dict(learning_rate=1.5e-3, warmup_iters=5, weight_decay=0.3, n_embd=16,
+                            n_head=2, n_layer=2, dropout=0.0, temperature=0.8, top_k=None)
 SMALL_OF = {'bigram.py': SMALL_BIGRAM, 'gpt.py': SMALL}
 
 

@@ -69,17 +69,17 @@ def ngram_loss(train, val, n=5, discount=0.8):
     return loss / (len(val) - 1)
 
 
-def main():
+def main(argv=None, project=PROJECT):
     parser = argparse.ArgumentParser(
         description='The exact validation loss of a model, in nats per character.')
     parser.add_argument('model', nargs='?', choices=['bigram', 'ngram'],
                         help='measure this simpler model, instead of a saved one')
     parser.add_argument('--checkpoint', type=Path,
                         help='use this file, or the newest run in this folder')
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.model and arguments.checkpoint:
         parser.error(f'--checkpoint is for gpt.py, not for {arguments.model}')
-    script = load(PROJECT / ('bigram.py' if arguments.model else 'gpt.py'), device='cpu')
+    script = load(project / ('bigram.py' if arguments.model else 'gpt.py'), device='cpu')
     if arguments.model == 'ngram':
         loss = ngram_loss(script.text[:script.n_train], script.text[script.n_train:])
     elif arguments.model == 'bigram':
@@ -89,7 +89,7 @@ def main():
         print(f'counts plus one, normalised: {table:.4f}')
         loss = exact_loss(script.model, script.val_data, script.block_size)
     else:
-        gpt = load_checkpoint(arguments.checkpoint or PROJECT)
+        gpt = load_checkpoint(arguments.checkpoint or project)
         if gpt.chars != script.chars:
             sys.exit('Error: the characters of the model and of input.txt differ: use the text '
                      'that it was trained on, or train again')

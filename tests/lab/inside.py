@@ -15,13 +15,14 @@ import shutil
 import sys
 import unicodedata
 from array import array
-from collections import namedtuple
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from runs import comparable_runs
 from scripts import PROJECT, find_checkpoint, load_checkpoint
+from watch import token_embeddings, watch
 
 SHADES, NEWLINE, BAR = '·░▒▓█', '↵', '█'
 LIMITS = (0.05, 0.2, 0.4, 0.7)  # the weights at which the next darker shade begins
@@ -30,11 +31,6 @@ SHORT, FIRST = 16, 32  # characters of the validation text: in the terminal, and
 CONTEXT = 64  # characters that the page reads at most: with more, it would become slow
 LARGEST = 20_000_000  # parameters: the file of a larger model would be too large for a browser
 
-# Of one text with T characters: scores and attention weights (n_layer, n_head, T, T); lens, the
-# logits if the model stopped after the embeddings or a block (n_layer + 1, T, vocab_size); losses,
-# that of each character but the first (T - 1).
-Inside = namedtuple('Inside', 'scores weights lens losses')
-
 
 def check(condition, message):
     """Exits with one line, unless the condition is true."""
@@ -42,122 +38,82 @@ def check(condition, message):
         sys.exit(f'Error: {message}')
 
 
-def masked(scores):
-    """Scores (..., T, T) after the causal mask: -inf where the column comes after the row."""
-    return scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
-
-
-@torch.no_grad()
-def compute(gpt, text, off=()):
-    """What the unedited gpt.py computes for a text, step by step, as an Inside.
-
-    off has heads, as pairs (layer, head) counted from 1: each of them is switched off, so its
-    output counts as 0.
-    """
-    weights, ids = gpt.model.state_dict(), torch.tensor(gpt.encode(text))
-    T, nh, hs = len(ids), gpt.n_head, gpt.n_embd // gpt.n_head  # time, heads, head size
-
-    def linear(name, x):
-        return F.linear(x, weights[f'{name}.weight'], weights.get(f'{name}.bias'))
-
-    def norm(name, x):
-        return F.layer_norm(x, x.shape[-1:], weights[f'{name}.weight'], weights[f'{name}.bias'])
-
-    x = weights['token_embedding_table.weight'][ids]  # (T, C)
-    x = x + weights['position_embedding_table.weight'][:T]  # (T, C)
-    stream, all_scores, all_weights = [x], [], []
-    for layer in range(gpt.n_layer):
-        block = f'blocks.{layer}'
-        out = norm(f'{block}.ln1', x)  # (T, C)
-        q, k, v = (linear(f'{block}.sa.{name}', out).view(T, nh, hs).transpose(0, 1)
-                   for name in ('query', 'key', 'value'))  # (nh, T, hs) each
-        scores = q @ k.transpose(-2, -1) / math.sqrt(hs)  # (nh, T, T)
-        att = masked(scores).softmax(dim=-1)  # (nh, T, T)
-        out = att @ v  # (nh, T, hs)
-        for head in (head for number, head in off if number == layer + 1):
-            out[head - 1] = 0
-        x = x + linear(f'{block}.sa.proj', out.transpose(0, 1).flatten(1))  # (T, C)
-        out = linear(f'{block}.ffwd.fc', norm(f'{block}.ln2', x)).relu()  # (T, 4C)
-        x = x + linear(f'{block}.ffwd.proj', out)  # (T, C)
-        stream.append(x)
-        all_scores.append(scores)
-        all_weights.append(att)
-    lens = linear('lm_head', norm('ln_f', torch.stack(stream)))  # (n_layer + 1, T, vocab_size)
-    losses = F.cross_entropy(lens[-1, :-1], ids[1:], reduction='none')  # (T - 1)
-    return Inside(torch.stack(all_scores), torch.stack(all_weights), lens, losses)
-
-
-@torch.no_grad()
-def look(gpt, text):
-    """What the model in gpt computes for a text, as an Inside; exits if compute finds another."""
-    try:
-        inside = compute(gpt, text)
-        logits = gpt.model.eval()(torch.tensor([gpt.encode(text)]))[0][0]  # (T, vocab_size)
-        same = torch.allclose(inside.lens[-1], logits, rtol=0, atol=1e-3)
-        same = same and all(len(token) == 1 for token in gpt.chars)  # a picture has characters
-    except Exception:  # a model with other parts raises errors of many types
-        same = False
-    check(same, 'this model computes something else than the unedited gpt.py, or it has no '
-          'attention: inside.py cannot show it')
-    return inside
-
-
 # --- In the terminal
-def table(numbers, labels):
-    """The lines of a table of numbers (T, T), with the characters at its sides."""
-    rows = [''.join(f'{number:8.2f}' for number in row) for row in numbers.tolist()]
+def table(numbers, labels, hidden='-inf'):
+    """The lines of a table of numbers (T, T), with the characters at its sides; -inf is hidden."""
+    rows = [''.join(f'{hidden if number == -math.inf else f"{number:.2f}":>8}' for number in row)
+            for row in numbers.tolist()]
     return [' ' + ''.join(f'{label:>8}' for label in labels),
             *(label + row for label, row in zip(labels, rows))]
 
 
-def by_hand(inside, layer, head, labels, head_size):
+def by_hand(seen, layer, head, labels, head_size):
     """The lines that show how one head arrives at its attention weights."""
-    scores, weights = inside.scores[layer - 1, head - 1], inside.weights[layer - 1, head - 1]
-    return [f'Attention by hand: layer {layer}, head {head}',
-            'A row is a character that reads, a column one that is read.',
-            '',
-            f"1. Scores: dot product of the row's query and the column's key, / sqrt({head_size})",
-            *table(scores, labels),
-            '',
-            '2. After the causal mask: nobody reads what comes later',
-            *table(masked(scores), labels),
-            '',
-            '3. Attention weights, by softmax: they are positive, and each row sums to 1',
-            *table(weights, labels),
-            '']
+    products, scores, weights = (
+        tensors[layer - 1, head - 1] for tensors in (seen.products, seen.scores, seen.weights))
+    masked = scores == -math.inf
+    which = 'what softmax is given'
+    for divisor, words in ((1, ''), (math.sqrt(head_size), f', / sqrt({head_size})')):
+        if torch.allclose((products / divisor)[~masked], scores[~masked]):
+            which = f"dot product of the row's query and the column's key{words}"
+    lines = [f'Attention by hand: layer {layer}, head {head}',
+             'A row is a character that reads, a column one that is read.',
+             '',
+             f'1. Scores: {which}',
+             *table(scores, labels, '-'),
+             '']
+    if masked.equal(torch.ones_like(masked).triu(1)):
+        lines += ['2. After the causal mask: nobody reads what comes later',
+                  *table(scores, labels), '']
+    else:
+        lines += ['2. There is no causal mask: a character may read what comes later', '']
+    return lines + ['3. Attention weights, by softmax: they are positive, and each row sums to 1',
+                    *table(weights, labels), '']
 
 
-def picture(weights, labels, title):
-    """The lines of one head's picture, from weights (T, T); nothing above the diagonal."""
+def picture(weights, scores, labels, title):
+    """The lines of one head's picture, from weights and scores (T, T): nothing where a mask hides.
+    """
     lines = [title, '  ' + labels]
-    for i, label in enumerate(labels):
-        levels = [sum(w >= limit for limit in LIMITS) for w in weights[i, :i + 1].tolist()]
-        lines.append(f'{label} ' + ''.join(SHADES[level] for level in levels))
+    for label, row, row_scores in zip(labels, weights.tolist(), scores.tolist()):
+        lines.append(f'{label} ' + ''.join(
+            ' ' if score == -math.inf else SHADES[sum(weight >= limit for limit in LIMITS)]
+            for weight, score in zip(row, row_scores)))
     return [line.ljust(max(map(len, lines))) for line in lines]
 
 
-def triangles(inside, labels, width):
+def triangles(seen, labels, width):
     """The lines of the pictures of all heads, as many of a layer side by side as fit the width."""
     fit = max((width + 2) // (max(len(labels) + 2, len('layer 1, head 1')) + 2), 1)
     lines = []
-    for layer, heads in enumerate(inside.weights, 1):
-        pictures = [picture(weights, labels, f'layer {layer}, head {head}')
-                    for head, weights in enumerate(heads, 1)]
+    for layer, heads in enumerate(zip(seen.weights, seen.scores), 1):
+        pictures = [picture(weights, scores, labels, f'layer {layer}, head {head}')
+                    for head, (weights, scores) in enumerate(zip(*heads), 1)]
         for first in range(0, len(pictures), fit):
             lines += ['  '.join(row).rstrip() for row in zip(*pictures[first:first + fit])] + ['']
     return lines + ['Weights: ' + ', '.join(f'{shade} from {limit}'
                                             for shade, limit in zip(SHADES, (0,) + LIMITS)), '']
 
 
-def without_heads(gpt, text, inside):
+def without_heads(gpt, text, seen):
     """The lines with the mean loss of a text if one head is switched off."""
-    loss = inside.losses.mean().item()
+    loss = seen.losses.mean().item()
     lines = [f'Mean loss of this text: {loss:.2f}. With one head switched off:']
-    for layer in range(1, gpt.n_layer + 1):
+    for layer in range(1, len(seen.lens)):
         for head in range(1, gpt.n_head + 1):
-            other = compute(gpt, text, [(layer, head)]).losses.mean().item()
+            other = watch(gpt, text, [(layer, head)]).losses.mean().item()
             rise = round(other, 2) - round(loss, 2)  # as printed
             lines.append(f'layer {layer}, head {head}: {other:.2f} ({rise:+.2f})')
+    return lines + ['']
+
+
+def layer_by_layer(seen, labels, names):
+    """The lines with the most probable next characters if the model stopped after a layer."""
+    lines = [f'The next character after {labels}, if the model stopped early']
+    for layer, logits in enumerate(seen.lens[:, -1]):
+        ps, ids = logits.softmax(dim=-1).topk(min(5, len(names)))
+        lines.append(f'after layer {layer}: '.replace('layer 0', 'no layer') + '  '.join(
+            f'{names[i]} {p:.2f}' for i, p in zip(ids.tolist(), ps.tolist())))
     return lines + ['']
 
 
@@ -174,7 +130,7 @@ def bars(logits, names):
 
 def nearest(gpt, asked, names):
     """The lines with the characters whose token embeddings point most nearly the same way."""
-    vectors = F.normalize(gpt.model.token_embedding_table.weight.detach())  # each of length 1
+    vectors = F.normalize(token_embeddings(gpt))  # each of length 1
     asked = gpt.chars.index(asked)
     cosines = vectors @ vectors[asked]  # (vocab_size)
     others = [i for i in cosines.argsort(descending=True).tolist() if i != asked]
@@ -217,29 +173,29 @@ def page_html(gpt, text, layer, head, runs=()):
     return page.replace('DATA', data.replace('<', r'\u003c'))
 
 
-def write_page(gpt, path, text, layer, head):
+def write_page(gpt, path, text, layer, head, runs=()):
     """Writes the page into a file, if the model is not too large for it."""
     size = sum(parameter.numel() for parameter in gpt.model.parameters())
     check(size <= LARGEST, f'the model has {size:,} parameters, and a browser can hold about '
           f'{LARGEST:,}: leave out --page, for pictures in the terminal')
     try:
-        path.write_text(page_html(gpt, text, layer, head), encoding='utf-8')
+        path.write_text(page_html(gpt, text, layer, head, runs), encoding='utf-8')
     except OSError as error:
         check(False, f'cannot write {path} ({error.strerror})')
     print(f'The page is in {path}: open it in a browser')
 
 
-def validation_text(gpt):
+def validation_text(gpt, project):
     """The last tenth of input.txt, without the characters that the model does not know."""
     try:
-        text = (PROJECT / 'input.txt').read_text(encoding='utf-8-sig')
+        text = (project / 'input.txt').read_text(encoding='utf-8-sig')
     except (OSError, UnicodeError):
         return ''
     text = ''.join(c for c in text[len(text) * 9 // 10:] if c in gpt.stoi)
     return text.partition('\n\n')[2] or text  # begin after the first empty line
 
 
-def main():
+def main(argv=None, project=PROJECT):
     parser = argparse.ArgumentParser(description='Looks inside a saved model.')
     parser.add_argument('text', nargs='?', help='the text to show (default: some of input.txt)')
     parser.add_argument('--page', action='store_true', help='write gpt.html, for the browser')
@@ -247,16 +203,17 @@ def main():
     parser.add_argument('--head', type=int, default=1, help='choose this head (default: 1)')
     parser.add_argument('--nearest', metavar='CHARACTER',
                         help='print the characters with the most similar token embeddings instead')
-    parser.add_argument('--checkpoint', type=Path, default=PROJECT,
+    parser.add_argument('--checkpoint', type=Path, default=project,
                         help='use this file, or the newest run in this folder')
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     checkpoint = find_checkpoint(arguments.checkpoint)
     gpt = load_checkpoint(checkpoint)
-    sys.stdout.reconfigure(errors='replace')  # ? for a character that the terminal cannot show
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='replace')  # ? for what the terminal cannot show
     names = {c: c if c.isprintable() and unicodedata.east_asian_width(c) not in 'WF'
-             and not unicodedata.combining(c) else '?' for c in gpt.chars}
+             and not unicodedata.combining(c) else '?' for c in ''.join(gpt.chars)}
     names.update({'\n': NEWLINE, ' ': '_'})  # what is shown for each character: one column wide
-    in_order = [names[c] for c in gpt.chars]
+    in_order = [''.join(names[c] for c in token) for token in gpt.chars]
 
     if arguments.nearest is not None:
         check(arguments.nearest in gpt.chars, f'--nearest: {arguments.nearest!r} is not one of '
@@ -264,34 +221,42 @@ def main():
         print(*nearest(gpt, arguments.nearest, in_order), sep='\n')
         return
 
+    check(all(len(token) == 1 for token in gpt.chars), 'the tokens of this model are longer than '
+          'a character, and inside.py draws one column for each: try --nearest')
     text = arguments.text
     if text is None:
-        text = validation_text(gpt)[:min(gpt.block_size, FIRST if arguments.page else SHORT)]
+        length = min(gpt.block_size, FIRST if arguments.page else SHORT)
+        text = validation_text(gpt, project)[:length]
     unknown = sorted(set(text) - set(gpt.chars))
     check(text, 'there is no text to show: give some')
     check(not unknown, f'the model does not know {unknown}: leave them out')
     shown = text[-min(gpt.block_size, CONTEXT):] if arguments.page else text
     check(len(shown) <= gpt.block_size,
           f'the text has {len(text)} characters: use at most {gpt.block_size}')
-    inside, labels = look(gpt, shown), ''.join(names[c] for c in shown)
-    for name, number in (('layer', gpt.n_layer), ('head', gpt.n_head)):
+    seen, labels = watch(gpt, shown), ''.join(names[c] for c in shown)
+    for name, number in (('layer', len(seen.lens) - 1), ('head', gpt.n_head)):
         check(1 <= getattr(arguments, name) <= number, f'--{name} is a number from 1 to {number}')
     if arguments.page:
         path = checkpoint.absolute().with_name('gpt.html')
-        write_page(gpt, path, text, arguments.layer, arguments.head)
+        write_page(gpt, path, text, arguments.layer, arguments.head, comparable_runs(checkpoint))
         return
 
     width = shutil.get_terminal_size().columns  # 80 where there is no terminal
     check(len(text) + 2 <= width, f'the text has {len(text)} characters, which needs a terminal '
           f'{len(text) + 2} columns wide: this one has {width}')
-    if len(text) <= BY_HAND:
-        print(*by_hand(inside, arguments.layer, arguments.head, labels, gpt.n_embd // gpt.n_head),
-              sep='\n')
-    print(*triangles(inside, labels, width), sep='\n')
+    if seen.weights is None:
+        print('No pictures: this model computes attention without a softmax that shows its scores, '
+              'as in exercise 24.\n')
+    else:
+        if len(text) <= BY_HAND:
+            print(*by_hand(seen, arguments.layer, arguments.head, labels,
+                           gpt.n_embd // gpt.n_head), sep='\n')
+        print(*triangles(seen, labels, width), sep='\n')
     if len(text) > 1:
-        print(*without_heads(gpt, text, inside), sep='\n')
+        print(*without_heads(gpt, text, seen), sep='\n')
+    print(*layer_by_layer(seen, labels, in_order), sep='\n')
     print(f'The next character after {labels}, and its probability')
-    print(*bars(inside.lens[-1, -1], in_order), sep='\n')
+    print(*bars(seen.logits[-1], in_order), sep='\n')
 
 
 if __name__ == '__main__':

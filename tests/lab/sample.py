@@ -13,16 +13,18 @@ import torch
 
 from scripts import PROJECT, load_checkpoint
 
-if __name__ == '__main__':
+
+def main(argv=None, project=PROJECT):
+    """Prints the text; the module of the model."""
     parser = argparse.ArgumentParser(description='Continues a text with a saved model.')
     parser.add_argument('prompt', nargs='?', help='the text to continue (default: token 0)')
-    parser.add_argument('--checkpoint', type=Path, default=PROJECT,
+    parser.add_argument('--checkpoint', type=Path, default=project,
                         help='use this file, or the newest run in this folder')
     parser.add_argument('--temperature', type=float, help='default: the value in gpt.py')
     parser.add_argument('--top-k', type=int, help='default: the value in gpt.py')
     parser.add_argument('--length', type=int, default=500, help='characters to generate')
     parser.add_argument('--seed', type=int, help='default: the value in gpt.py')
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.temperature is not None and not arguments.temperature > 0:
         parser.error('--temperature: use a number above 0, or --top-k 1 for no chance at all')
     if arguments.top_k is not None and arguments.top_k < 1:
@@ -31,7 +33,6 @@ if __name__ == '__main__':
         sys.exit('Error: the text is empty: give it at least one character, or leave it out')
 
     gpt = load_checkpoint(arguments.checkpoint)
-    model, encode, decode = gpt.model, gpt.encode, gpt.decode
     for name in ('temperature', 'top_k', 'seed'):
         if getattr(arguments, name) is not None:
             setattr(gpt, name, getattr(arguments, name))
@@ -41,6 +42,12 @@ if __name__ == '__main__':
         unknown = sorted(set(arguments.prompt) - set(gpt.chars))
         if unknown:
             sys.exit(f'Error: the model does not know {unknown}: leave them out')
-        ids = encode(arguments.prompt)
+        ids = gpt.encode(arguments.prompt)
     context = torch.tensor([ids])  # (1, T)
-    print(decode(model.generate(context, arguments.length)[0].tolist()))
+    print(gpt.decode(gpt.model.generate(context, arguments.length)[0].tolist()))
+    return gpt
+
+
+if __name__ == '__main__':
+    gpt = main()
+    model, encode, decode = gpt.model, gpt.encode, gpt.decode

@@ -29,7 +29,8 @@ def edited(source, *edits, **hyperparameters):
     """
     for old, new in edits:
         if source.count(old) != 1:
-            raise ValueError(f'the script has this {source.count(old)} times: {old.strip()}')
+            line = old.strip().split('\n')[0]
+            raise ValueError(f'it has this {source.count(old)} times, not once: {line}')
         source = source.replace(old, new)
     unknown = hyperparameters.keys() - hyperparameters_of(source)
     if unknown:
@@ -54,16 +55,23 @@ def load(path, *edits, folder=None, **hyperparameters):
     return module
 
 
+def find_runs(folder):
+    """The files of all runs in a folder, the newest last: the one that began last, by its name.
+
+    A gpt.pt comes first: it is of an older gpt.py, which did not give each run a file of its own.
+    """
+    runs = (path for path in folder.glob('gpt-*.pt')
+            if re.fullmatch(r'gpt-\d{4}-\d\d-\d\d-\d{6}-\d{6}', path.stem))
+    return [path for path in [folder / 'gpt.pt', *sorted(runs)] if path.is_file()]
+
+
 def find_checkpoint(path):
     """The file of a saved model: the one at this path or, in a folder, that of the newest run.
 
-    The newest is the run that began last, by its name. A gpt.pt is older: gpt.py now gives each run
-    a file of its own. SystemExit, with one line, if there is no file.
+    SystemExit, with one line, if there is no file.
     """
     if path.is_dir():
-        runs = sorted(file for file in path.glob('gpt-*.pt') if file.is_file()
-                      and re.fullmatch(r'gpt-\d{4}-\d\d-\d\d-\d{6}-\d{6}', file.stem))
-        path = [path / 'gpt.pt', *runs][-1]
+        path = [path / 'gpt.pt', *find_runs(path)][-1]
         if path.is_file():
             print(f'The newest run: {path}', file=sys.stderr)
     if not path.is_file():

@@ -3,20 +3,13 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass
-class Variant:
-    """One change of gpt.py, and how it is run."""
-    edits: tuple  # (old text, new text): each old text occurs once, and is code without comment
-    steps: int = 1000  # training steps; None: it has no training run
-    run: str = 'train'  # or 'torchrun', 'longer', 'speed'; 'sample', 'cache': with the newest run
-    text: object = None  # a function that makes another input.txt from ours
-    settings: dict = None  # hyperparameters, by name
+from measure import (Variant, compare_caches, compare_steps, sample, train, train_and_read_further,
+                     train_in_two_processes)
 
 
-def change(*edits, steps=1000, run='train', text=None, **settings):
-    trained = run not in ('sample', 'cache', 'speed')
-    return Variant(edits, steps if trained else None, run, text, settings)
+def change(*edits, steps=1000, measure=train, text=None, **settings):
+    """A variant of gpt.py: with edits, pairs of an old text and a new one, and with settings."""
+    return Variant(edits, settings, steps, measure, text)
 
 
 def without(line):
@@ -244,10 +237,10 @@ EXERCISES = dict(enumerate([
         'one wide head, not scaled': change(WITHOUT_SCALE, n_embd=256, n_head=1, n_layer=1)}),
     # Change its hyperparameters and its text.
     Exercise('Temperature and top-k', {
-        'temperature = 0.5': change(run='sample', temperature=0.5),
-        'temperature = 1.5': change(run='sample', temperature=1.5),
-        'top_k = 5': change(run='sample', top_k=5),
-        'top_k = 1': change(run='sample', top_k=1),
+        'temperature = 0.5': change(steps=None, measure=sample, temperature=0.5),
+        'temperature = 1.5': change(steps=None, measure=sample, temperature=1.5),
+        'top_k = 5': change(steps=None, measure=sample, top_k=5),
+        'top_k = 1': change(steps=None, measure=sample, top_k=1),
     }, '{words:.0%} of the words occur in input.txt: `{sample}`'),
     Exercise('Learning rate', {
         f'learning_rate = {value}': change(learning_rate=float(value))
@@ -283,9 +276,9 @@ EXERCISES = dict(enumerate([
             'n_embd, n_embd', 'n_embd, 4 * n_embd', '4 * n_embd, n_embd', 'n_embd, vocab_size'),
             steps=3000)}),
     Exercise('Rotary position embeddings', {
-        'rotary': change(*ROTARY, steps=3000, run='longer')},
+        'rotary': change(*ROTARY, steps=3000, measure=train_and_read_further)},
         '{val:.2f}; exact loss with one, two and four times block_size characters at once: '
-        '{longer}'),
+        '{further}'),
     Exercise('SwiGLU', {'SwiGLU': change(*SWIGLU, steps=3000)}),
     Exercise('Query-key norm', {
         f'{name}, learning_rate = {rate}': change(*edits, steps=3000, learning_rate=float(rate))
@@ -301,14 +294,16 @@ EXERCISES = dict(enumerate([
         'all of them': change(*TODAY, steps=3000),
         'with Muon, 5,000 steps': change(*TODAY, *MUON, learning_rate=3e-3, steps=5000)}),
     # Extend it.
-    Exercise('A cache of keys and values', {'cache': change(*CACHE, run='cache')},
+    Exercise('A cache of keys and values', {
+        'cache': change(*CACHE, steps=None, measure=compare_caches)},
              'the first {same} of {total} characters are the same as without the cache (at least '
              'block_size should be); generating takes {ratio:.2f} times as long', compare=False),
-    Exercise('More than one process', {'two processes': change(*PARALLEL, run='torchrun')}),
+    Exercise('More than one process', {
+        'two processes': change(*PARALLEL, measure=train_in_two_processes)}),
     Exercise("Torch's own attention", {
-        'block_size = 128': change(*FUSED, run='speed'),
-        'block_size = 1024, batch_size = 1': change(*FUSED, run='speed', block_size=1024,
-                                                    batch_size=1),
+        'block_size = 128': change(*FUSED, steps=None, measure=compare_steps),
+        'block_size = 1024, batch_size = 1': change(
+            *FUSED, steps=None, measure=compare_steps, block_size=1024, batch_size=1),
     }, 'a training step takes {ratio:.2f} times as long; before training, the logits differ by at '
        'most {difference:.0e}', compare=False),
 ]))

@@ -4,17 +4,13 @@ import math
 import pytest
 import torch
 
-import scripts
-from conftest import PROJECT, SMALL, SMALL_BIGRAM, TEXT, copy_script, import_script, run_here, save
-from exact_loss import exact_loss, ngram_loss, table_loss
-
-PROGRAM = PROJECT / 'tests' / 'lab' / 'exact_loss.py'
+from conftest import (SMALL, SMALL_BIGRAM, TEXT, copy_script, exit_message, import_script, save)
+from exact_loss import exact_loss, main, ngram_loss, table_loss
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder with small scripts, in which the program looks for them."""
-    monkeypatch.setattr(scripts, 'PROJECT', tmp_path)
+def here(tmp_path):
+    """A folder with small scripts."""
     copy_script(tmp_path, 'gpt.py', **SMALL)
     copy_script(tmp_path, 'bigram.py', **SMALL_BIGRAM)
     return tmp_path
@@ -53,39 +49,37 @@ def test_counts_of_pairs_by_hand():
     assert ngram_loss('aab', 'abc', n=1) == pytest.approx(-(math.log(b) + math.log(c)) / 2)
 
 
-def test_bigram_trains_and_stands_beside_the_best_table(here):
-    out, err, status = run_here(PROGRAM, 'bigram')
-    table, exact = (float(line.split(': ')[1]) for line in out.splitlines())
-    assert (err, status) == ('', 0)
+def test_bigram_trains_and_stands_beside_the_best_table(here, capsys):
+    main(['bigram'], here)
+    table, exact = (float(line.split(': ')[1]) for line in capsys.readouterr().out.splitlines())
     assert 1 < table < exact < math.log(len(set(TEXT)))  # a few steps do not reach the table
 
 
-def test_ngram_is_measured_on_the_last_tenth(here):
+def test_ngram_is_measured_on_the_last_tenth(here, capsys):
     cut = len(TEXT) * 9 // 10
-    assert run_here(PROGRAM, 'ngram')[0] == (
+    main(['ngram'], here)
+    assert capsys.readouterr().out == (
         f'exact validation loss: {ngram_loss(TEXT[:cut], TEXT[cut:]):.4f}\n')
 
 
-def test_another_checkpoint_is_measured_with_its_own_sizes(here):
+def test_another_checkpoint_is_measured_with_its_own_sizes(here, capsys):
     gpt = import_script(here / 'other', 'gpt.py', **{**SMALL, 'block_size': 9, 'n_layer': 1})
     path = save(gpt)
+    capsys.readouterr()
+    main(['--checkpoint', str(path)], here)
     loss = exact_loss(gpt.model, gpt.val_data, 9)
-    out, err, status = run_here(PROGRAM, '--checkpoint', str(path))
-    assert (out, err, status) == (f'exact validation loss: {loss:.4f}\n', '', 0)
+    assert capsys.readouterr().out == f'exact validation loss: {loss:.4f}\n'
 
 
 def test_a_checkpoint_that_is_missing_or_of_another_text_gets_one_line(here):
-    assert 'there is no' in run_here(PROGRAM)[1]
-    path = save(import_script(here, 'gpt.py', **SMALL))
+    assert 'there is no' in exit_message(main, [], here)
+    save(import_script(here, 'gpt.py', **SMALL))
     (here / 'input.txt').write_text(TEXT.replace('e', 'é'), encoding='utf-8')
-    out, err, status = run_here(PROGRAM)
-    which, message = err.splitlines()
-    assert (out, status, which) == ('', 1, f'The newest run: {path}')
-    assert message.startswith('Error: ') and 'of the model and of input.txt differ' in message
+    assert 'of the model and of input.txt differ' in exit_message(main, [], here)
 
 
-@pytest.mark.parametrize('arguments, status', [
-    (['--help'], 0), (['trigram'], 2), (['--fast'], 2), (['bigram', '--checkpoint', 'x'], 2)])
-def test_help_works_and_unknown_arguments_are_refused(arguments, status):
-    out, err, got = run_here(PROGRAM, *arguments)
-    assert got == status and 'usage: exact_loss.py' in out + err
+@pytest.mark.parametrize('arguments', [['trigram'], ['--fast'], ['bigram', '--checkpoint', 'x']])
+def test_unknown_arguments_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        main(arguments)
+    assert 'usage: ' in capsys.readouterr().err

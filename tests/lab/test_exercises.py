@@ -1,8 +1,6 @@
 """exercises.py: each solution fits gpt.py, trains, and does what its exercise says."""
 import math
-import os
-import subprocess
-import sys
+import statistics
 from collections import Counter
 
 import pytest
@@ -10,23 +8,26 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import exercises
-import scripts
-from conftest import (PROJECT, SMALL, TEXT, copy_script, edited, exit_message, load, run_here,
-                      save, tokens)
-from exercises import (EXERCISES, PARTS, change, measure, prepare, read_results,
-                       run_python)
+import measure
+from conftest import (PROJECT, SMALL, TEXT, copy_script, exit_message, load, run_here, save, tokens)
+from measure import DEFAULTS, prepare, read_results, run_python
+from solutions import EXERCISES, PARTS, change
+from watch import attention
 
-PROGRAM = PROJECT / 'tests' / 'lab' / 'exercises.py'
-SOURCE = (PROJECT / 'gpt.py').read_text(encoding='utf-8')
 VARIANTS = {f'{exercise.title}: {name}': variant for exercise in EXERCISES.values()
             for name, variant in exercise.variants.items()}
 VARIANTS.update({f'without {name}': variant for name, variant in PARTS.items()
                  if name != 'nothing'})
-TRAINED, SAMPLED, FASTER = ([name for name, variant in VARIANTS.items() if variant.run == run]
-                            for run in ('train', 'sample', 'speed'))
-PAIRS, MUON, TODAY, CACHE, PARALLEL, FUSED = (VARIANTS[name] for name in (
+
+
+def names_of(*measures):
+    return [name for name, variant in VARIANTS.items() if variant.measure in measures]
+
+
+PAIRS, MUON, TODAY, CLIPPED, CACHE, PARALLEL, FUSED = (VARIANTS[name] for name in (
     'Another tokenizer: 300 pairs', 'Another optimizer: Muon', 'All of them together: all of them',
-    'A cache of keys and values: cache', 'More than one process: two processes', FASTER[0]))
+    'Gradient clipping: clipped, learning_rate = 1.5e-3', 'A cache of keys and values: cache',
+    'More than one process: two processes', "Torch's own attention: block_size = 128"))
 # A training run: what it prints.
 PRINTED = """\
 627,009 parameters
@@ -42,20 +43,24 @@ The cat sits.
 """
 
 
-def solved(folder, variant, steps=4):
-    """A variant's gpt.py, small, with a text of 72,000 characters, as a module."""
-    small = {name: value for name, value in {**SMALL, 'warmup_iters': 3}.items()
-             if name not in ('max_iters', 'device', *variant.settings)}
-    folder.mkdir(exist_ok=True)
-    prepare(folder, variant, SOURCE, TEXT * 9, steps, **small)
-    return load(folder / 'gpt.py') if variant.run != 'torchrun' else None
+@pytest.fixture
+def project(tmp_path):
+    """A project with gpt.py and a text of 72,000 characters."""
+    copy_script(tmp_path / 'project', 'gpt.py', TEXT * 9)
+    return tmp_path / 'project'
 
 
-def loss_after_training(gpt):
-    """The validation loss of the saved weights, in nats per character."""
-    gpt.model.generate = lambda context, max_new_tokens: context  # samples would take seconds
-    gpt.train()
-    return min(val for step, _, val in gpt.history if step > 0)
+@pytest.fixture
+def solved(project, tmp_path):
+    """A variant's gpt.py, small, as a module."""
+    def solved(variant, steps=4, **settings):
+        small = {name: value for name, value in {**SMALL, 'warmup_iters': 3, **settings}.items()
+                 if name not in ('max_iters', *variant.settings)}
+        folder = tmp_path / f'solved {len(list(tmp_path.iterdir()))}'
+        folder.mkdir()
+        prepare(folder, variant, project, steps, **small)
+        return load(folder / 'gpt.py')
+    return solved
 
 
 def greedy(gpt, idx, length):
@@ -64,30 +69,28 @@ def greedy(gpt, idx, length):
     return gpt.model.generate(idx, length)
 
 
-@pytest.fixture(scope='module')
-def plain_loss(tmp_path_factory):
-    return loss_after_training(solved(tmp_path_factory.mktemp('plain'), change()))
+# --- The solutions
+@pytest.mark.parametrize('name', names_of(measure.train, measure.train_and_read_further))
+def test_a_solution_fits_trains_and_writes(name, solved):
+    gpt = solved(VARIANTS[name], steps=2)
+    gpt.report = lambda step, started: None  # estimates and samples would take seconds
+    gpt.train()
+    assert math.isfinite(gpt.model(*gpt.get_batch('val'))[1].item())
+    assert gpt.model.generate(tokens(gpt, 3), 2).shape == (3, 5)
 
 
-@pytest.mark.parametrize('name', TRAINED)
-def test_a_solution_trains_and_makes_a_difference(name, tmp_path, plain_loss):
-    loss = loss_after_training(solved(tmp_path, VARIANTS[name]))
-    assert math.isfinite(loss) and loss != plain_loss
+@pytest.mark.parametrize('name', names_of(measure.sample))
+def test_a_sampling_setting_changes_the_text(name, solved, project):
+    save(solved(change()))
+    for path in project.parent.glob('solved*/gpt-*.pt'):
+        path.rename(project / path.name)
+    one, other = (measure.sample(variant, project, length=40)['sample']
+                  for variant in (change(), VARIANTS[name]))
+    assert one.startswith('The ') and other.startswith('The ') and one != other
 
 
-@pytest.mark.parametrize('name', SAMPLED)
-def test_a_sampling_setting_changes_the_text(name, tmp_path):
-    save(solved(tmp_path, change()))
-    program = PROJECT / 'tests' / 'lab' / 'sample.py'
-    one, other = (run_here(program, *exercises.sample_arguments(variant), '--length', '40',
-                           '--checkpoint', str(tmp_path))
-                  for variant in (change(run='sample'), VARIANTS[name]))
-    assert one[2] == other[2] == 0
-    assert one[0].startswith('The ') and other[0].startswith('The ') and one[0] != other[0]
-
-
-def test_pairs_lose_no_character_and_their_loss_is_per_character(tmp_path):
-    gpt = solved(tmp_path, PAIRS)
+def test_pairs_lose_no_character_and_their_loss_is_per_character(solved):
+    gpt = solved(PAIRS)
     assert gpt.decode(gpt.encode(TEXT)) == TEXT and len(gpt.data) < len(gpt.text)
     for parameter in gpt.model.lm_head.parameters():
         parameter.data.zero_()  # equal logits: a loss of ln(vocab_size) per token
@@ -95,16 +98,16 @@ def test_pairs_lose_no_character_and_their_loss_is_per_character(tmp_path):
         math.log(gpt.vocab_size) * len(gpt.data) / len(gpt.text))
 
 
-def test_less_to_learn_from_leaves_the_validation_text_as_it_is(tmp_path):
-    plain = solved(tmp_path / 'plain', change())
+def test_less_to_learn_from_leaves_the_validation_text_as_it_is(solved):
+    plain = solved(change())
     name = 'Overfitting, and dropout against it: 20,000 characters'
-    less = solved(tmp_path / 'less', VARIANTS[name])
+    less = solved(VARIANTS[name])
     assert torch.equal(less.train_data, plain.train_data[:20_000])
     assert torch.equal(less.val_data, plain.val_data)
 
 
-def test_muon_and_adamw_divide_the_weights_and_share_the_schedule(tmp_path):
-    gpt, owned, rates = solved(tmp_path, MUON), set(), []
+def test_muon_and_adamw_divide_the_weights_and_share_the_schedule(solved):
+    gpt, owned, rates = solved(MUON), set(), []
 
     def note(optimizer, *_):
         owned.update((type(optimizer).__name__, parameter)
@@ -118,8 +121,8 @@ def test_muon_and_adamw_divide_the_weights_and_share_the_schedule(tmp_path):
     assert rates[::2] == rates[1::2] and len(set(rates)) == 4
 
 
-def test_all_parts_together_are_the_parts_of_the_exercises_before(tmp_path):
-    gpt = solved(tmp_path, TODAY)
+def test_all_parts_together_are_the_parts_of_the_exercises_before(solved):
+    gpt = solved(TODAY)
     names = [name for name, _ in gpt.model.named_parameters()]
     assert not any('bias' in name for name in names)
     kinds = Counter(type(module).__name__ for module in gpt.model.modules())
@@ -130,16 +133,16 @@ def test_all_parts_together_are_the_parts_of_the_exercises_before(tmp_path):
     assert gpt.model.position_embedding_table.weight.grad is None
     x = torch.randn(1, 9, gpt.n_embd)
     before = block(x)
-    swapped = block(x[:, [1, 0, *range(2, 9)]])  # the last position reads the same, in another order
+    swapped = block(x[:, [1, 0, *range(2, 9)]])  # the last position reads them in another order
     assert not torch.allclose(swapped[:, -1], before[:, -1], atol=1e-4)
     with torch.no_grad():
-        block.sa.query.weight *= 3
-        block.sa.key.weight *= 3  # queries and keys are normed, so that nothing changes
+        attention(gpt, 1).query.weight *= 3
+        attention(gpt, 1).key.weight *= 3  # queries and keys are normed, so that nothing changes
     torch.testing.assert_close(block(x), before, rtol=1e-3, atol=1e-4)
 
 
-def test_the_cache_changes_no_character_until_the_context_is_full(tmp_path):
-    plain, cached = solved(tmp_path, change()), solved(tmp_path, CACHE)
+def test_the_cache_changes_no_character_until_the_context_is_full(solved):
+    plain, cached = solved(change()), solved(CACHE)
     cached.model.load_state_dict(plain.model.state_dict())
     idx, full = tokens(plain, 5), plain.block_size + 1  # the last token that saw all before it
     texts = [greedy(gpt, idx, 40) for gpt in (plain, cached)]
@@ -151,8 +154,8 @@ def test_the_cache_changes_no_character_until_the_context_is_full(tmp_path):
     torch.testing.assert_close(cached.model(x, y)[1], plain.model(x, y)[1])  # no cache is left
 
 
-def test_torchs_own_attention_gives_the_same_loss_and_gradients_up_to_rounding(tmp_path):
-    plain, fused = solved(tmp_path, change()), solved(tmp_path, FUSED)
+def test_torchs_own_attention_gives_the_same_loss_and_gradients_up_to_rounding(solved):
+    plain, fused = solved(change()), solved(FUSED)
     x, y = plain.get_batch('train')
     losses = [gpt.model(x, y)[1] for gpt in (plain, fused)]
     torch.testing.assert_close(*losses)
@@ -162,50 +165,88 @@ def test_torchs_own_attention_gives_the_same_loss_and_gradients_up_to_rounding(t
         torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_torchs_own_attention_drops_attention_weights_in_training_only(tmp_path):
-    gpt = load(copy_script(tmp_path, 'gpt.py', TEXT, *FUSED.edits, **{**SMALL, 'dropout': 0.5}))
-    attention = gpt.model.blocks[0].sa
-    attention.dropout = torch.nn.Identity()  # on the output; only the weights are dropped now
+def test_torchs_own_attention_drops_attention_weights_in_training_only(solved):
+    gpt = solved(FUSED, dropout=0.5)
+    layer = attention(gpt, 1)
+    layer.dropout = torch.nn.Identity()  # on the output; only the weights are dropped now
     x = torch.randn(2, 16, gpt.n_embd)
-    assert not torch.equal(attention(x), attention(x))
-    attention.eval()
-    assert torch.equal(attention(x), attention(x))
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
 
 
-def test_the_time_of_a_step_is_compared_with_the_same_settings(tmp_path, monkeypatch):
+def test_gradients_are_clipped_once_in_each_step(solved, monkeypatch):
+    """If gpt.py itself clips already, this fails: then nothing is left of exercise 20."""
+    gpt, calls, norms, clip = solved(CLIPPED), [], [], torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, 'clip_grad_norm_',
+                        lambda *arguments: calls.append(arguments) or clip(*arguments))
+    hook = register_optimizer_step_pre_hook(lambda *_: norms.append(torch.nn.utils.get_total_norm(
+        [parameter.grad for parameter in gpt.model.parameters()]).item()))
+    gpt.model.lm_head.weight.data *= 100  # so that the gradients are long
+    gpt.train()
+    hook.remove()
+    assert len(calls) == 4 and norms == pytest.approx([1.0] * 4, rel=1e-4)
+
+
+def test_one_process_of_the_parallel_version_trains_as_gpt_does(solved, project, monkeypatch):
+    """In this process: two of them, and torchrun, would take ten seconds to start."""
+    gpt = solved(change())
+    torch.manual_seed(gpt.seed)
+    gpt.train()
+    small = {name: value for name, value in {**SMALL, 'warmup_iters': 3}.items()
+             if name != 'max_iters'}
+    prepare(project.parent, PARALLEL, project, 4, **small)
+    for name, value in dict(RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=0).items():
+        monkeypatch.setenv(name, str(value))
+    out, err, status = run_here(project.parent / 'gpt.py')
+    assert (err, status) == ('', 0)
+    assert read_results(out, TEXT)['val'] == pytest.approx(gpt.history[-1][2], abs=1e-4)
+
+
+# --- Measuring
+def settings(**more):
+    return {**{name: value for name, value in SMALL.items() if name != 'max_iters'}, **more}
+
+
+def test_an_exercise_leaves_the_project_as_it_is_whatever_its_settings_are(project):
+    """They are set in a copy: here for a device on which gpt.py does not even start."""
+    copy_script(project, 'gpt.py', TEXT * 9, (
+        '\n# --- Text', "\nn_layer, device, max_iters = 50, 'meta', 10**9\n\n# --- Text"))
+    files = {path.name: path.read_bytes() for path in project.iterdir()}
+    result = measure.train(change(), project, 2, **settings(eval_interval=1))
+    assert 3 < result['best'] <= result['val'] < 5 and result['best_step'] in (0, 1, 2)
+    assert 3 < result['train'] < 5 and result['sample'] and 0 <= result['words'] <= 1
+    assert {path.name: path.read_bytes() for path in project.iterdir()} == files
+
+
+def test_the_figures_are_those_of_the_default_settings(project, tmp_path):
+    prepare(tmp_path, change(steps=3000, n_layer=6), project)
+    gpt = load(tmp_path / 'gpt.py')
+    expected = {**DEFAULTS, 'max_iters': 3000, 'n_layer': 6}
+    assert {name: getattr(gpt, name) for name in expected} == expected
+
+
+def test_changed_code_is_named_and_only_where_an_exercise_edits_it(project, tmp_path):
+    copy_script(project, 'gpt.py', TEXT * 9, ('F.relu(out)', 'F.silu(out)'))
+    with pytest.raises(ValueError, match=r'0 times, not once: out = F\.relu\(out\)'):
+        prepare(tmp_path, VARIANTS['Another activation function: GELU'], project)
+    prepare(tmp_path, VARIANTS['Weight tying: tied weights'], project)
+
+
+def test_the_time_of_a_step_is_compared_with_the_same_settings(project):
     """With each context: the two versions differ by the attention alone."""
-    (tmp_path / 'input.txt').write_text(TEXT * 9, encoding='utf-8')
-    monkeypatch.setattr(exercises, 'PROJECT', tmp_path)
     small = {name: SMALL[name] for name in ('n_embd', 'n_head', 'n_layer')}
-    for name in FASTER:
-        result = measure(VARIANTS[name], SOURCE, 2, **small)
+    for name in names_of(measure.compare_steps):
+        result = measure.compare_steps(VARIANTS[name], project, 10, **small)
         assert result['difference'] < 1e-5 and 0 < result['ratio'] < 10
 
 
-def test_one_process_of_the_parallel_version_trains_as_gpt_does(tmp_path, monkeypatch):
-    """In this process: two of them, and torchrun, would take ten seconds to start."""
-    gpt = solved(tmp_path, change())
-    torch.manual_seed(gpt.seed)
-    expected = loss_after_training(gpt)
-    solved(tmp_path, PARALLEL)
-    for name, value in dict(RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=0).items():
-        monkeypatch.setenv(name, str(value))
-    out, err, status = run_here(tmp_path / 'gpt.py')
-    assert (err, status) == ('', 0)
-    assert read_results(out, TEXT)['val'] == pytest.approx(expected, abs=1e-4)
-
-
-def test_an_exercise_runs_on_the_cpu_and_leaves_the_project_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(exercises, 'PROJECT', tmp_path)
-    files = {'input.txt': TEXT.encode(), 'gpt.pt': b'my model'}
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-    source = edited(SOURCE, device='meta')  # a device with which gpt.py does not even start
-    small = {name: value for name, value in SMALL.items() if name not in ('max_iters', 'device')}
-    result = measure(change(), source, 2, **{**small, 'eval_interval': 1})
-    assert 3 < result['best'] <= result['val'] < 5 and result['best_step'] in (0, 1, 2)
-    assert 3 < result['train'] < 5 and result['sample'] and 0 <= result['words'] <= 1
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+def test_the_caches_are_compared_with_the_newest_run(project, solved):
+    save(solved(change()))
+    for path in project.parent.glob('solved*/gpt-*.pt'):
+        path.rename(project / path.name)
+    result = measure.compare_caches(CACHE, project)
+    assert SMALL['block_size'] <= result['same'] <= 500 and result['ratio'] > 0
 
 
 def test_the_results_are_read_from_what_a_training_run_prints():
@@ -236,75 +277,67 @@ def test_a_gpt_that_fails_in_another_way_is_an_error(tmp_path):
         run_python([script])
 
 
-@pytest.mark.parametrize('run', ['sample', 'cache'])
-def test_an_exercise_for_the_saved_model_says_what_to_do_without_one(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(exercises, 'PROJECT', tmp_path)
-    assert 'train with python gpt.py' in exit_message(measure, change(run=run), SOURCE)
+@pytest.mark.parametrize('run', [measure.sample, measure.compare_caches])
+def test_an_exercise_for_the_saved_model_says_what_to_do_without_one(run, project):
+    assert 'train with python gpt.py' in exit_message(run, change(), project)
 
 
-def test_it_prints_title_result_and_where_to_read_on(tmp_path, monkeypatch, capsys):
-    copy_script(tmp_path, 'gpt.py', device='meta')
-    monkeypatch.setattr(exercises, 'PROJECT', tmp_path)
-    monkeypatch.setattr(exercises, 'measure', lambda *_, **__: {'val': 1.5, 'letters': 3.25})
-    monkeypatch.setattr(sys, 'argv', ['exercises.py', '4'])
-    exercises.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == '4. Remove the residual connections'
-    assert 'no residual connections: 1.50 (character frequencies alone: 3.25)' in lines
-    assert lines[-1] == 'What to expect, and why: exercise 4 in tests/lab/README.md'
-
-
-@pytest.mark.parametrize('argument', ['9', '--all'])
-@pytest.mark.parametrize('edits, hyperparameters', [
-    ([], {'n_layer': 2}), ([], {'learning_rate': 1e-2}), ([], {'top_k': 5}),
-    ([('F.relu(out)', 'F.silu(out)')], {})])
-def test_an_edited_gpt_py_is_refused_before_anything_is_trained(
-        tmp_path, monkeypatch, argument, edits, hyperparameters):
-    copy_script(tmp_path, 'gpt.py', TEXT, *edits, **hyperparameters)
-    monkeypatch.setattr(scripts, 'PROJECT', tmp_path)
-    monkeypatch.setattr(subprocess, 'Popen', None)  # to call it would be an error
-    out, err, status = run_here(PROGRAM, argument)
-    assert (out, status, err.count('\n')) == ('', 1, 1)
-    assert err.startswith('Error: gpt.py must be unedited: undo your edits')
-
-
-def test_the_parts_are_measured_with_several_seeds_in_a_table(tmp_path, monkeypatch, capsys):
-    losses = {1337: 1.5, 1: 1.25, 2: 1.75}
-    monkeypatch.setattr(exercises, 'measure', lambda *_, seed: {'val': losses[seed]})
-    monkeypatch.setattr(os, 'environ', {})
-    exercises.work_parts(SOURCE)
-    rows = capsys.readouterr().out.splitlines()[2:-2]
-    assert rows == [f'| {part} | 1.500 | 1.500, 1.250, 1.750 |' for part in PARTS]
-
-
-def test_a_longer_context_than_in_training_is_measured(tmp_path):
-    loss_after_training(solved(tmp_path, VARIANTS['Rotary position embeddings: rotary']))
-    losses = [float(loss) for loss in exercises.longer_contexts(tmp_path).split(', ')]
-    assert len(losses) == 3 and all(0 < loss < 5 for loss in losses)
+def test_a_longer_context_than_in_training_is_measured(project, monkeypatch):
+    monkeypatch.setattr(measure, 'run_python', lambda arguments, _: run_here(*arguments)[0])
+    variant = VARIANTS['Rotary position embeddings: rotary']
+    result = measure.train_and_read_further(variant, project, 2, **settings())
+    assert all(0 < float(loss) < 5 for loss in result['further'].split(', '))
 
 
 def test_a_text_in_which_all_characters_are_equally_frequent():
     assert read_results(PRINTED, 'abcd' * 1000)['letters'] == pytest.approx(math.log(4))
 
 
-def test_a_solution_is_shown_as_a_diff():
-    out = run_here(PROGRAM, '1', '--show')[0]
-    old, new = (line for line in out.splitlines() if '+ causal_mask' in line and line[0] in '-+')
+# --- The program
+def test_it_prints_title_result_and_where_to_read_on(project, monkeypatch, capsys):
+    for variant in EXERCISES[4].variants.values():
+        monkeypatch.setattr(variant, 'measure', lambda *_, **__: {'val': 1.5, 'letters': 3.25})
+    monkeypatch.setattr(exercises, 'train', lambda *_, **__: {'val': 1.25, 'letters': 3.25})
+    exercises.main(['4'], project)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == '4. Remove the residual connections'
+    assert 'gpt.py as it is: 1.25 (character frequencies alone: 3.25)' in lines
+    assert 'no residual connections: 1.50 (character frequencies alone: 3.25)' in lines
+    assert lines[-1] == 'What to expect, and why: exercise 4 in tests/lab/README.md'
+
+
+def test_the_parts_are_measured_with_several_seeds_in_a_table(project, monkeypatch, capsys):
+    losses = {1337: 1.5, 1: 1.25, 2: 1.75}
+    for variant in PARTS.values():
+        monkeypatch.setattr(variant, 'measure', lambda *_, seed: {'val': losses[seed]})
+    monkeypatch.setattr(exercises.os, 'environ', {})
+    exercises.main(['--parts'], project)
+    rows = capsys.readouterr().out.splitlines()[2:-2]
+    mean = statistics.mean(losses.values())
+    assert rows == [f'| {part} | {mean:.3f} | 1.500, 1.250, 1.750 |' for part in PARTS]
+
+
+def test_a_solution_is_shown_as_a_diff(project, capsys):
+    exercises.main(['1', '--show'], project)
+    old, new = (line for line in capsys.readouterr().out.splitlines()
+                if '+ causal_mask' in line and line[0] in '-+')
     assert new[1:] == old[1:].replace('scores = ', '# scores = ')
 
 
-def test_an_exercise_for_the_page_sends_to_its_text():
-    out, err, status = run_here(PROGRAM, '0')
-    assert (err, status) == ('', 0) and 'do exercise 0 as tests/lab/README.md says' in out
+def test_an_exercise_for_the_page_sends_to_its_text(project, capsys):
+    exercises.main(['0'], project)
+    assert 'do exercise 0 as tests/lab/README.md says' in capsys.readouterr().out
 
 
-def test_the_solution_of_an_exercise_without_edits_is_a_command():
-    assert run_here(PROGRAM, '6', '--show')[0].splitlines()[:2] == [
+def test_the_solution_of_an_exercise_without_edits_is_a_command(project, capsys):
+    exercises.main(['6', '--show'], project)
+    assert capsys.readouterr().out.splitlines()[:2] == [
         '# temperature = 0.5', 'python tests/lab/sample.py "The " --temperature 0.5']
 
 
 @pytest.mark.parametrize('arguments', [
     ['99'], ['3', '--steps', '0'], ['--show'], ['0', '--show'], ['three']])
-def test_a_wrong_argument_is_refused(arguments):
-    out, err, status = run_here(PROGRAM, *arguments)
-    assert (out, status) == ('', 2) and 'exercises.py: error: ' in err
+def test_a_wrong_argument_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        exercises.main(arguments)
+    assert 'error: ' in capsys.readouterr().err

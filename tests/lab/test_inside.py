@@ -1,18 +1,19 @@
-"""inside.py: what it shows in the terminal is what the model computes; what it refuses to show."""
+"""inside.py: it watches the model, edited or not, and shows in the terminal what that computes."""
 import re
 
 import pytest
 import torch
 
 import inside
-import scripts
-from conftest import PROJECT, SMALL, TEXT, exit_message, import_script, randomize_, run_here, save
+from conftest import SMALL, TEXT, exit_message, import_script, randomize_, save
+from solutions import EXERCISES
+from watch import attention, watch
 
-PROGRAM = PROJECT / 'tests' / 'lab' / 'inside.py'
 STRANGE = '</script>\'"\\\n\u2028😀'
 
 
 def random_model(folder, text=TEXT + STRANGE * 3, *edits, **hyperparameters):
+    """A small gpt.py with random weights, which it has saved."""
     gpt = import_script(folder, 'gpt.py', text, *edits, **{
         **SMALL, 'block_size': 32, **hyperparameters})
     torch.manual_seed(1)
@@ -22,17 +23,19 @@ def random_model(folder, text=TEXT + STRANGE * 3, *edits, **hyperparameters):
 
 
 @pytest.fixture
-def trained(tmp_path, monkeypatch):
-    """A small gpt.py whose saved weights are random, in the folder where inside.py looks."""
-    monkeypatch.setattr(scripts, 'PROJECT', tmp_path)
+def gpt(tmp_path, monkeypatch):
     monkeypatch.setenv('COLUMNS', '80')
     return random_model(tmp_path)
 
 
-def show(*arguments):
-    out, err, status = run_here(PROGRAM, *arguments)
-    assert status == 0 and re.fullmatch('(The newest run: .*\n)?', err)
-    return out
+@pytest.fixture
+def show(tmp_path, monkeypatch, capsys):
+    """What inside.py prints with these arguments."""
+    def show(*arguments):
+        capsys.readouterr()
+        inside.main(list(arguments), tmp_path)
+        return capsys.readouterr().out
+    return show
 
 
 def logits_of(gpt, text):
@@ -41,46 +44,112 @@ def logits_of(gpt, text):
 
 def numbers_below(heading, out):
     rows = out[out.index(heading):].split('\n\n')[0].splitlines()[2:]
-    return torch.tensor([[float(number) for number in row[1:].split()] for row in rows])
+    return torch.tensor([[float(number.replace('-', '-inf') if number == '-' else number)
+                          for number in row[1:].split()] for row in rows])
 
 
-@pytest.mark.parametrize('edits', [
-    [('F.relu(', 'F.gelu(')],
-    [('scores = scores + causal_mask', 'scores = scores')],
-    [('self.key = nn.', 'self.keys = nn.'), ('self.key(x)', 'self.keys(x)')],
-    [('logits = self.lm_head(', 'logits = 2 * self.lm_head(')],
-    [('x = x + self.sa(self.ln1(x))', 'x = x'), ('self.sa = Multi', 'self.no = Multi')],
-    [('range(n_layer)', 'range(0)')],
-], ids=['activation', 'mask', 'names', 'output', 'no attention', 'no blocks'])
-def test_an_edited_model_is_refused_with_one_sentence(tmp_path, edits):
+# --- Edited models
+def edits_of(number, name):
+    return EXERCISES[number].variants[name].edits
+
+
+EDITS = {
+    'GELU': edits_of(13, 'GELU'),
+    'tied weights': edits_of(14, 'tied weights'),
+    'RMSNorm': edits_of(16, 'RMSNorm, no biases'),
+    'rotary': edits_of(17, 'rotary'),
+    'SwiGLU': edits_of(18, 'SwiGLU'),
+    'query-key norm': edits_of(19, 'query-key norm, learning_rate = 1e-2'),
+    'all of them': edits_of(21, 'all of them'),
+    'no mask': edits_of(1, 'no mask'),
+    'another output': [('logits = self.lm_head(x)', 'logits = 2 * self.lm_head(x)')],
+}
+
+
+@pytest.mark.parametrize('edits', EDITS.values(), ids=EDITS)
+def test_what_is_shown_of_an_edited_model_is_what_that_model_computes(tmp_path, show, edits):
+    """Attention weights are measured here in another way: with a value at one position only, what
+    attention passes on is its weight. So they are those of the forward that runs.
+    """
     gpt = random_model(tmp_path, TEXT, *edits)
-    assert 'cannot show it' in exit_message(inside.look, gpt, TEXT[:9])
+    seen, text = watch(gpt, TEXT[:9]), TEXT[:9]
+    ids = torch.tensor([gpt.encode(text)])
+    logits, _ = gpt.model(ids)
+    assert torch.equal(seen.logits, logits[0])
+    assert seen.weights.shape == (gpt.n_layer, gpt.n_head, 9, 9)
+    passed_on = []
+    attention(gpt, 1).value.register_forward_hook(
+        lambda linear, inputs, out: torch.eye(9, out.shape[-1]).expand_as(out))
+    attention(gpt, 1).proj.register_forward_pre_hook(
+        lambda proj, inputs: passed_on.append(inputs[0][0]))
+    gpt.model(ids)
+    hs = gpt.n_embd // gpt.n_head  # the channels of head 1: the weights of positions 0 to hs - 1
+    torch.testing.assert_close(passed_on[0][:, :hs], seen.weights[0, 0, :, :hs])
+    out = show('the k')
+    assert ('nobody reads what comes later' in out) == (edits is not EDITS['no mask'])
+    assert 'With one head switched off' in out
 
 
-def test_a_tokenizer_of_pairs_is_refused(trained):
-    trained.chars = ['th', *trained.chars[1:]]
-    assert 'cannot show it' in exit_message(inside.look, trained, TEXT[:9])
+def test_a_model_without_a_mask_is_shown_whole(tmp_path, show):
+    random_model(tmp_path, TEXT, *EDITS['no mask'])
+    out = show('the k')
+    assert 'There is no causal mask' in out and '2. After' not in out and '-inf' not in out
+    assert (numbers_below('3. Attention weights', out) > 0.005).triu(1).any()
 
 
-def test_without_blocks_there_is_nothing_to_show(tmp_path):
-    assert 'no attention' in exit_message(inside.look, random_model(tmp_path, n_layer=0), TEXT[:9])
+def test_torchs_own_attention_shows_no_scores_and_the_rest_is_shown(tmp_path, show):
+    random_model(tmp_path, TEXT, *edits_of(24, 'block_size = 128'))
+    out = show('the k')
+    assert 'No pictures: this model computes attention without a softmax' in out
+    assert 'With one head switched off' in out and 'and its probability' in out
 
 
-def test_the_predictions_are_those_of_a_model_that_ends_there_and_their_mean_loss_is_the_loss(
-        trained):
-    ids = torch.tensor([trained.encode(TEXT[:9])])
-    loss = trained.model.eval()(ids[:, :-1], ids[:, 1:])[1].item()
-    found = inside.look(trained, TEXT[:9])
-    assert found.losses.mean().item() == pytest.approx(loss, abs=1e-4)
+@pytest.mark.parametrize('edits, name', [
+    ([('self.sa = ', 'self.attention = '), ('self.sa(', 'self.attention(')], 'sa'),
+    ([('self.ln_f = ', 'self.norm = '), ('self.ln_f(', 'self.norm(')], 'ln_f'),
+    ([('range(n_layer)', 'range(0)')], 'index 0')])
+def test_a_model_without_the_names_that_are_watched_gets_one_sentence(tmp_path, edits, name):
+    message = exit_message(watch, random_model(tmp_path, TEXT, *edits), TEXT[:9])
+    assert name in message and 'other names' in message
+
+
+def test_tokens_longer_than_a_character_get_one_sentence(tmp_path):
+    random_model(tmp_path, TEXT, *edits_of(12, '300 pairs'))
+    assert 'one column for each' in exit_message(inside.main, ['the'], tmp_path)
+
+
+# --- What is shown
+def test_the_predictions_are_those_of_a_model_that_ends_there_and_their_mean_loss_is_the_loss(gpt):
+    ids = torch.tensor([gpt.encode(TEXT[:9])])
+    loss = gpt.model.eval()(ids[:, :-1], ids[:, 1:])[1].item()
+    seen = watch(gpt, TEXT[:9])
+    assert seen.losses.mean().item() == pytest.approx(loss, abs=1e-4)
     for layers in (2, 1, 0):
-        trained.model.blocks = trained.model.blocks[:layers]
-        torch.testing.assert_close(found.lens[layers, -1], logits_of(trained, TEXT[:9]))
+        gpt.model.blocks = gpt.model.blocks[:layers]
+        torch.testing.assert_close(seen.lens[layers, -1], logits_of(gpt, TEXT[:9]))
 
 
-def test_each_heads_weights_stand_under_its_name(trained):
+def test_layer_by_layer_the_most_probable_characters_are_named(gpt, show):
+    lines = show('the k').split('if the model stopped early\n')[1].splitlines()[:3]
+    for line, logits in zip(lines, watch(gpt, 'the k').lens[:, -1]):
+        ps, ids = logits.softmax(dim=-1).topk(5)
+        assert [float(p) for p in re.findall(r'\d\.\d\d', line)] == pytest.approx(
+            ps.tolist(), abs=0.006)
+        assert line.split(': ')[1].startswith(gpt.chars[ids[0]].replace(' ', '_'))
+
+
+def test_watching_leaves_the_model_as_it_was(gpt):
+    before = watch(gpt, TEXT[:9])
+    watch(gpt, TEXT[:9], [(1, 1), (2, 2)])
+    assert torch.equal(watch(gpt, TEXT[:9]).logits, before.logits)
+    assert not any(module._forward_hooks or module._forward_pre_hooks
+                   for module in gpt.model.modules())
+
+
+def test_each_heads_weights_stand_under_its_name(gpt, show):
     """Without queries, a head has equal weights: here only head 1 of layer 2."""
-    trained.model.blocks[1].sa.query.weight.data[:trained.n_embd // 2] = 0
-    save(trained)
+    attention(gpt, 2).query.weight.data[:gpt.n_embd // 2] = 0
+    save(gpt)
     equal = torch.ones(4, 4).tril() / torch.arange(1, 5)[:, None]
     for layer, head in ((1, 1), (1, 2), (2, 1), (2, 2)):
         out = show('the ', '--layer', str(layer), '--head', str(head))
@@ -88,10 +157,10 @@ def test_each_heads_weights_stand_under_its_name(trained):
         assert torch.allclose(weights, equal, atol=0.006) == ((layer, head) == (2, 1))
 
 
-def test_a_line_per_head_says_what_the_text_costs_without_it(trained):
+def test_a_line_per_head_says_what_the_text_costs_without_it(gpt, show):
     """A head whose columns in proj are 0 adds nothing: switched off, it changes nothing."""
-    trained.model.blocks[1].sa.proj.weight.data[:, :trained.n_embd // 2] = 0
-    save(trained)
+    attention(gpt, 2).proj.weight.data[:, :gpt.n_embd // 2] = 0
+    save(gpt)
     out = show('He is the ')
     loss = float(re.search('Mean loss of this text: (.*?)[.] With', out)[1])
     lines = re.findall(r'layer (\d), head (\d): (.*?) \((.*?)\)', out)
@@ -99,21 +168,21 @@ def test_a_line_per_head_says_what_the_text_costs_without_it(trained):
     for layer, head, other, rise in lines:
         assert float(rise) == pytest.approx(float(other) - loss, abs=1e-6)
         assert (float(rise) == 0) == ((layer, head) == ('2', '1'))
-    trained.model.blocks[0].sa.proj.weight.data[:, trained.n_embd // 2:] = 0  # of head 2
-    ids = torch.tensor([trained.encode('He is the ')])
-    loss = trained.model.eval()(ids[:, :-1], ids[:, 1:])[1].item()
+    attention(gpt, 1).proj.weight.data[:, gpt.n_embd // 2:] = 0  # of head 2
+    ids = torch.tensor([gpt.encode('He is the ')])
+    loss = gpt.model.eval()(ids[:, :-1], ids[:, 1:])[1].item()
     assert float(lines[1][2]) == pytest.approx(loss, abs=0.006)
 
 
-def test_in_the_terminal_attention_by_hand_and_bars_at_three_temperatures(trained):
+def test_in_the_terminal_attention_by_hand_and_bars_at_three_temperatures(gpt, show):
     out = show('the k')
+    assert "1. Scores: dot product of the row's query and the column's key, / sqrt(8)" in out
     scores, masked, weights = (numbers_below(heading, out) for heading in (
         '1. Scores', '2. After the causal mask', '3. Attention weights'))
-    past = torch.ones(5, 5).tril().bool()
-    assert masked[past].equal(scores[past]) and masked[~past].eq(-torch.inf).all()
+    assert masked.equal(scores) and masked.isinf().equal(torch.ones(5, 5).triu(1).bool())
     torch.testing.assert_close(weights, masked.softmax(dim=-1), atol=0.02, rtol=0)
     assert '1. Scores' not in show('the king ')  # nine characters
-    logits = logits_of(trained, 'the k')
+    logits = logits_of(gpt, 'the k')
     ps = torch.stack([(logits / temperature).softmax(dim=-1) for temperature in (0.5, 1, 1.5)])
     for line, i in zip(out.splitlines()[-10:], logits.argsort(descending=True)):
         shown = [float(p) for p in re.findall(r'\d\.\d\d', line[1:])]
@@ -122,19 +191,21 @@ def test_in_the_terminal_attention_by_hand_and_bars_at_three_temperatures(traine
 
 @pytest.mark.parametrize('columns, titles', [('80', 2), ('31', 1), ('32', 2)])
 def test_the_heads_of_a_layer_are_triangles_side_by_side_as_far_as_they_fit(
-        trained, monkeypatch, columns, titles):
+        gpt, show, monkeypatch, columns, titles):
     monkeypatch.setenv('COLUMNS', columns)
     lines = show('He is the ').split('Weights: ')[0].splitlines()
     assert max(map(len, lines)) <= int(columns)
     assert lines[0].count('layer') == titles and '\n'.join(lines).count('head') == 4
     weights = torch.tensor([[1.0, 0, 0], [0.01, 0.99, 0], [0.5, 0.3, 0.2]])
-    assert inside.picture(weights, 'abc', '') == ['     ', '  abc', 'a █  ', 'b ·█ ', 'c ▓▒▒']
+    scores = torch.zeros(3, 3).masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf)
+    assert inside.picture(weights, scores, 'abc', '') == [
+        '     ', '  abc', 'a █  ', 'b ·█ ', 'c ▓▒▒']
 
 
-def test_nearest_sorts_the_other_characters_by_cosine(trained):
-    table = trained.model.token_embedding_table.weight.data
-    table[trained.stoi['x']] = 3 * table[trained.stoi['e']]
-    save(trained)
+def test_nearest_sorts_the_other_characters_by_cosine(gpt, show):
+    table = gpt.model.token_embedding_table.weight.data
+    table[gpt.stoi['x']] = 3 * table[gpt.stoi['e']]
+    save(gpt)
     cosines = [float(line.split()[1]) for line in show('--nearest', 'e').splitlines()[1:]]
     assert 'e:\nx 1.00' in show('--nearest', 'e')
     assert cosines == sorted(cosines, reverse=True) and len(cosines) == 10
@@ -142,14 +213,15 @@ def test_nearest_sorts_the_other_characters_by_cosine(trained):
 
 @pytest.mark.parametrize('text', [None, TEXT[:90]], ids=['first', 'long'])
 def test_the_page_lies_beside_its_checkpoint_and_begins_with_the_text_or_validation_text(
-        trained, tmp_path, text):
-    gpt = random_model(tmp_path / 'other', block_size=70)
+        gpt, show, tmp_path, text):
+    other = random_model(tmp_path / 'other', block_size=70)
     path = tmp_path / 'other' / 'gpt.html'
     options = '--page', '--checkpoint', str(tmp_path / 'other')
     assert str(path) in show(*([] if text is None else [text]), *options)
     all_text = TEXT + STRANGE * 3
     text = text or all_text[len(all_text) * 9 // 10:].split('\n\n', 1)[1][:32]
-    assert path.read_text('utf-8') == inside.page_html(gpt, text, 1, 1)
+    runs = inside.comparable_runs(next((tmp_path / 'other').glob('*.pt')))
+    assert path.read_text('utf-8') == inside.page_html(other, text, 1, 1, runs)
 
 
 def test_a_model_of_the_lessons_size_gets_a_page_and_a_larger_one_a_line(tmp_path, monkeypatch):
@@ -172,10 +244,7 @@ def test_a_model_of_the_lessons_size_gets_a_page_and_a_larger_one_a_line(tmp_pat
     (['--checkpoint', 'none.pt'], 'there is no none.pt'),
     (['--page'], 'cannot write'),
 ])
-def test_a_mistake_gets_one_line(trained, tmp_path, monkeypatch, arguments, message):
+def test_a_mistake_gets_one_line(gpt, tmp_path, monkeypatch, arguments, message):
     monkeypatch.setenv('COLUMNS', '12')
     (tmp_path / 'gpt.html').mkdir()
-    [model] = tmp_path.glob('*.pt')
-    out, err, status = run_here(PROGRAM, '--checkpoint', str(model), *arguments)
-    assert (out, status, err.count('\n')) == ('', 1, 1)
-    assert err.startswith('Error: ') and message in err
+    assert message in exit_message(inside.main, arguments, tmp_path)

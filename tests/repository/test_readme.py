@@ -1,10 +1,16 @@
 """Both READMEs agree with the code: commands, names, values, and the lines of code that they show."""
+import argparse
+import importlib
 import re
+import shlex
+import shutil
+import subprocess
 
 import pytest
 import torch
 
-from scripts import PROJECT
+from measure import DEFAULTS
+from scripts import PROJECT, load
 from solutions import EXERCISES
 
 README, LAB = PROJECT / 'README.md', PROJECT / 'tests' / 'lab' / 'README.md'
@@ -45,13 +51,26 @@ def test_the_workflow_runs_these_commands_as_they_stand():
 
 
 @pytest.mark.parametrize('path, command', COMMANDS)
-def test_a_command_names_files_and_options_that_exist(path, command):
+def test_a_command_names_files_that_exist(path, command):
     for file in re.findall(r'(?<=\s)(?!try/)[\w/]+\.(?:py|txt)(?=\s|$)', command):
         assert (PROJECT / file).exists()
-    script = re.search(r'(\w+)\.py', command)
-    source = '\n'.join(CODE[path] for path in CODE if script and path.stem == script.group(1))
-    for option in re.findall(r'(?<=\.py).*?(--[\w-]+)', command):
-        assert f"'{option}'" in source
+
+
+@pytest.mark.parametrize('path, command', [
+    (path, command) for path, command in COMMANDS if 'tests/lab/' in command])
+def test_a_program_of_the_lab_takes_the_arguments_of_each_command(path, command, monkeypatch):
+    """Its own parser says so; nothing is run."""
+    class Parsed(Exception):
+        pass
+
+    def parse(parser, argv):
+        parse_known(parser, argv)
+        raise Parsed
+    parse_known = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse)
+    program, *arguments = shlex.split(command.partition('tests/lab/')[2])
+    with pytest.raises(Parsed):
+        importlib.import_module(program.removesuffix('.py')).main(arguments)
 
 
 @pytest.mark.parametrize('path, span', [(path, span) for path in TEXT for span in spans(path)
@@ -87,14 +106,18 @@ def test_the_titles_of_the_exercises_are_those_of_the_solutions():
         assert EXERCISES[int(number)].title.lower() == title.lower()
 
 
-def test_the_results_name_the_size_that_is_the_default(monkeypatch):
-    import torch
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    values = {'torch': torch}
-    exec('#' + CODE[PROJECT / 'gpt.py'].split('# --- Hyper')[1].split('# --- Text')[0], values)
-    assert (f'context {values["block_size"]}, batch {values["batch_size"]}, '
-            f'{values["n_layer"]} layers, {values["n_head"]} heads, {values["n_embd"]} dimensions, '
-            f'{values["max_iters"]:,} steps') in ' '.join(TEXT[README].split())
+def test_the_results_name_the_settings_that_they_were_measured_with():
+    assert ('context {block_size}, batch {batch_size}, {n_layer} layers, {n_head} heads, '
+            '{n_embd} dimensions, {max_iters:,} steps').format(**DEFAULTS) \
+        in ' '.join(TEXT[README].split())
+
+
+def test_these_settings_are_the_defaults_of_gpt_py():
+    git = ['git', '-C', PROJECT, 'diff', '--quiet', 'HEAD', '--', 'gpt.py', 'input.txt']
+    if not shutil.which('git') or subprocess.run(git, capture_output=True).returncode:
+        pytest.skip('gpt.py or input.txt is edited, or there is no git to tell')
+    gpt = load(PROJECT / 'gpt.py', device='cpu')
+    assert {name: getattr(gpt, name) for name in DEFAULTS} == DEFAULTS
 
 
 @pytest.mark.parametrize('path', TEXT, ids=lambda path: path.parent.name)
