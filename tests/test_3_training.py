@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from conftest import (SMALL, SMALL_BIGRAM, SMALL_OF, TEXT, copy_script, each_script,
                       import_script, load, randomize_, run_here)
 
-# Small, and with dropout, so that a model in the wrong mode shows.
-SIZES = {'bigram.py': SMALL_BIGRAM, 'gpt.py': {**SMALL, 'dropout': 0.2}}
+# With dropout, so that a model in the wrong mode shows.
+SMALL_WITH_DROPOUT = {'bigram.py': SMALL_BIGRAM, 'gpt.py': SMALL | {'dropout': 0.2}}
 
 
 # --- The loss estimate
@@ -27,7 +27,7 @@ def test_an_estimate_is_the_mean_loss_of_the_same_batches_of_each_split_every_ti
     used, without dropout. This text is in small letters for training, in capitals held out.
     """
     text = TEXT[:5400].lower() + TEXT[:600].upper()
-    module = import_script(tmp_path, script, text, **SIZES[script])
+    module = import_script(tmp_path, script, text, **SMALL_WITH_DROPOUT[script])
     model = randomize_(module.model)  # so that batches differ in their losses
     batches = []
     hook = model.register_forward_pre_hook(lambda model, inputs: batches.append(inputs))
@@ -50,7 +50,8 @@ def test_an_estimate_is_the_mean_loss_of_the_same_batches_of_each_split_every_ti
 
 @each_script
 def test_models_of_all_seeds_are_judged_on_the_same_batches(tmp_path, script):
-    one, other = (import_script(tmp_path, script, **SIZES[script], seed=seed) for seed in (1, 2))
+    one, other = (import_script(tmp_path, script, **SMALL_WITH_DROPOUT[script] | {'seed': seed})
+                  for seed in (1, 2))
     randomize_(one.model)
     other.model.load_state_dict(one.model.state_dict())
     assert one.estimate_loss() == other.estimate_loss()
@@ -70,11 +71,10 @@ def test_a_report_leaves_training_as_it_was(module):
 
 
 @each_script
-@pytest.mark.parametrize('split', ['train', 'val'])
-@pytest.mark.parametrize('value', [math.nan, math.inf])
+@pytest.mark.parametrize('split, value', [('train', math.nan), ('val', math.inf)])
 def test_a_loss_that_is_not_finite_ends_training_and_is_not_saved(tmp_path, script, split, value):
     """One of the two is enough. Here it happens in the second estimate, the first with a save."""
-    module = import_script(tmp_path, script, **SIZES[script])
+    module = import_script(tmp_path, script, **SMALL_WITH_DROPOUT[script])
     good = {'train': 1.0, 'val': 1.0}
     module.estimate_loss = Mock(side_effect=[good, {**good, split: value}])
     with pytest.raises(AssertionError, match='not finite: lower learning_rate'):
@@ -96,8 +96,8 @@ def test_training_is_torchs_adamw_step_by_step(tmp_path, script, options, eighth
     The learning rate of each step, here in eighths of its peak, falls linearly towards 0. In the
     GPT it first rises, by a quarter of the peak in each of 4 steps. Weight decay is for matrices.
     """
-    module = import_script(
-        tmp_path, script, **{**SIZES[script], **options, 'max_iters': 8, 'eval_interval': 3})
+    module = import_script(tmp_path, script, **SMALL_WITH_DROPOUT[script] | options | {
+        'max_iters': 8, 'eval_interval': 3})
     model = copy.deepcopy(module.model)
     torch.manual_seed(2)
     module.train()
@@ -107,7 +107,7 @@ def test_training_is_torchs_adamw_step_by_step(tmp_path, script, options, eighth
     vectors = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
         [{'params': matrices, 'weight_decay': getattr(module, 'weight_decay', 0.0)},
-         {'params': vectors, 'weight_decay': 0.0}], betas=(0.9, 0.999))
+         {'params': vectors, 'weight_decay': 0.0}])
     for eighth in eighths:
         for group in optimizer.param_groups:
             group['lr'] = options['learning_rate'] * eighth / 8
@@ -135,7 +135,8 @@ def test_the_gpt_can_learn_one_batch_by_heart(gpt):
 def test_the_trained_bigram_table_matches_the_counts_of_the_text(tmp_path):
     """Training finds what counting finds: how often each character follows each other one."""
     words = random.Random(1).choices(['to', 'be', 'or', 'not', 'that', 'this', 'is'], k=2000)
-    bigram = import_script(tmp_path, 'bigram.py', ' '.join(words), device='cpu')
+    bigram = import_script(tmp_path, 'bigram.py', ' '.join(words), **SMALL_BIGRAM | {
+        'batch_size': 64, 'block_size': 32, 'max_iters': 800, 'eval_interval': 800})
     bigram.train()
     current, following = bigram.train_data[:-1], bigram.train_data[1:]
     counts = torch.zeros(bigram.vocab_size, bigram.vocab_size)
@@ -155,7 +156,7 @@ def test_a_run_prints_falling_losses_with_samples_and_then_500_characters(tmp_pa
     """The last estimate is of the trained model, even if eval_interval does not divide max_iters.
     The generated text starts with token 0, a line break in this input.txt.
     """
-    path = copy_script(tmp_path, script, **{**SIZES[script], 'max_iters': 20, 'eval_interval': 8})
+    path = copy_script(tmp_path, script, **SMALL_WITH_DROPOUT[script] | {'eval_interval': 8})
     out, err, status = run_here(path)
     assert (err, status) == ('', 0)
     losses = re.findall(r'step .* train loss (\d\.\d{4}), val loss (\d\.\d{4}), \d+ s\n', out)
@@ -195,7 +196,7 @@ def test_any_text_trains_and_generates(tmp_path, script, text):
 def test_the_seed_repeats_a_run(tmp_path, script):
     """And another seed changes each part of it: initial weights, batches, training, the text."""
     def random_parts(seed):
-        module = import_script(tmp_path, script, **SIZES[script], seed=seed)
+        module = import_script(tmp_path, script, **SMALL_WITH_DROPOUT[script] | {'seed': seed})
         initial = parameters_to_vector(module.model.parameters())
         parts = []
         hook = module.model.register_forward_pre_hook(

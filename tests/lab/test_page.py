@@ -9,6 +9,7 @@ import torch
 
 import inside
 from conftest import SMALL, TEXT, import_script, randomize_
+from solutions import EXERCISES
 from watch import watch
 
 NEEDS = ('needs playwright (python -m pip install playwright), and Chrome, Edge or Chromium (on '
@@ -33,23 +34,11 @@ COMPUTED = """JSON.stringify({
   losses: positions.slice(1).map(({loss}) => loss),
 })"""
 
-ROTARY = ('        scores = q @ k.transpose(-2, -1)', '''
-        angle = torch.arange(T)[:, None] / 10 ** torch.arange(hs // 2)  # (T, hs / 2)
-        turn = torch.polar(torch.ones_like(angle), angle)  # (T, hs / 2)
-        q, k = (torch.view_as_real(torch.view_as_complex(z.unflatten(-1, (-1, 2))) * turn)
-                .flatten(-2) for z in (q, k))
-        scores = q @ k.transpose(-2, -1)''')
-EDITS = {
-    'GELU': [('F.relu(', 'F.gelu(')],
-    'RMSNorm': [(f'self.{name} = nn.LayerNorm', f'self.{name} = nn.RMSNorm')
-                for name in ('ln1', 'ln2', 'ln_f')],
-    'rotary': [ROTARY],
-    'no positions': [('x = x + self.position_embedding_table(positions)', 'x = x')],
-    'one position': [  # the page would compute nan, for every position but the first
-        ('_table = nn.Embedding(block_size, n_embd)', '_table = nn.Embedding(1, n_embd)'),
-        ('position_embedding_table(positions)', 'position_embedding_table(0 * positions)')],
-    'no mask': [('scores = scores + causal_mask', 'scores = scores')],
-}
+EDITS = {f'exercise {number}': next(iter(EXERCISES[number].variants.values())).edits
+         for number in (1, 2, 13, 16, 17, 18, 19)}
+EDITS['one position'] = [  # the page would compute nan, for every position but the first
+    ('_table = nn.Embedding(block_size, n_embd)', '_table = nn.Embedding(1, n_embd)'),
+    ('position_embedding_table(positions)', 'position_embedding_table(0 * positions)')]
 
 OWN = {'name': 'gpt-own.pt', 'history': [
     [0, 4.42, 4.41], [500, 2.1, 2.15], [1000, 1.8, 1.9], [1500, 1.6, 1.8], [2000, 1.4, 1.85]]}
