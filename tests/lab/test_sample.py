@@ -9,7 +9,7 @@ import torch
 import sample
 from conftest import (SMALL, TEXT, copy_script, exit_message, import_script, randomize_, run_here,
                       save)
-from scripts import load_checkpoint
+from scripts import edited, load_checkpoint
 
 
 @pytest.fixture
@@ -122,6 +122,15 @@ def test_a_hyperparameter_more_or_less_closes_no_file(here):
     source = re.sub(r'(?m)^n_layer = .*\n', '', source).replace('range(n_layer)', 'range(1)')
     (here / 'gpt.py').write_text(source, encoding='utf-8')
     assert_same_model(gpt, path)
+
+
+def test_values_are_set_below_the_last_hyperparameter_and_only_those_that_there_are():
+    source = 'n_layer = 3\nn_layer, n_head = 6, 4\n\n# --- Text and tokenizer\nsizes = n_layer, n_head'
+    names = {}
+    exec(edited(source, n_layer=2), names)
+    assert names['sizes'] == (2, 4)
+    with pytest.raises(ValueError, match='no hyperparameter n_layers'):
+        edited(source, n_layers=2)
 
 
 def test_a_size_that_is_set_again_below_is_an_error_and_not_another_model(here):
