@@ -18,8 +18,9 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from measure import compare_caches, compare_steps, sample, solution, train, train_in_two_processes
-from scripts import PROJECT
+from measure import (DEFAULTS, compare_caches, compare_steps, sample, solution, train,
+                     train_in_two_processes)
+from scripts import PROJECT, load
 from solutions import EXERCISES, PARTS, change
 
 
@@ -52,6 +53,13 @@ def work(number, project, steps=None):
     first = next(iter(exercise.variants.values()))
     as_it_is = change(steps=first.steps, measure=sample if first.measure is sample else train)
     runs = {**({'gpt.py as it is': as_it_is} if exercise.compare else {}), **exercise.variants}
+    gpt = load(project / 'gpt.py', device='cpu')
+    others = [f'{name} = {value!r}' for name, value in DEFAULTS.items()
+              if name not in ('max_iters', 'device') and getattr(gpt, name, value) != value]
+    if others:
+        print('In the copies, as our figures were measured:', ', '.join(others), '\n')
+    for variant in exercise.variants.values():  # does each fit?
+        solution(variant, (project / 'gpt.py').read_text(encoding='utf-8'))
     lines = ['\nvalidation loss, in nats per character' if '{val' in exercise.report else '']
     for name, variant in runs.items():
         print(f'{name}:', flush=True)

@@ -92,7 +92,8 @@ def triangles(seen, labels, width):
         for first in range(0, len(pictures), fit):
             lines += ['  '.join(row).rstrip() for row in zip(*pictures[first:first + fit])] + ['']
     return lines + ['Weights: ' + ', '.join(f'{shade} from {limit}'
-                                            for shade, limit in zip(SHADES, (0,) + LIMITS)), '']
+                                            for shade, limit in zip(SHADES, (0,) + LIMITS))
+                    + f'. _ is a space, {NEWLINE} a new line.', '']
 
 
 def without_heads(gpt, text, seen):
@@ -182,7 +183,8 @@ def write_page(gpt, path, text, layer, head, runs=()):
         path.write_text(page_html(gpt, text, layer, head, runs), encoding='utf-8')
     except OSError as error:
         check(False, f'cannot write {path} ({error.strerror})')
-    print(f'The page is in {path}: open it in a browser')
+    print(f'The page is in {path}: open it in a browser. (It knows the design of our gpt.py, with '
+          'any sizes. If you changed the design, leave out --page.)')
 
 
 def validation_text(gpt, project):
@@ -198,9 +200,11 @@ def validation_text(gpt, project):
 def main(argv=None, project=PROJECT):
     parser = argparse.ArgumentParser(description='Looks inside a saved model.')
     parser.add_argument('text', nargs='?', help='the text to show (default: some of input.txt)')
-    parser.add_argument('--page', action='store_true', help='write gpt.html, for the browser')
-    parser.add_argument('--layer', type=int, default=1, help='choose this layer (default: 1)')
-    parser.add_argument('--head', type=int, default=1, help='choose this head (default: 1)')
+    parser.add_argument('--page', action='store_true', help='write gpt.html, for the browser: '
+                        'pictures to play with, and how the model learned')
+    parser.add_argument('--layer', type=int, default=1, help='the layer whose numbers are shown, '
+                        f'for a text of up to {BY_HAND} characters, and on the page (default: 1)')
+    parser.add_argument('--head', type=int, default=1, help='the head, likewise (default: 1)')
     parser.add_argument('--nearest', metavar='CHARACTER',
                         help='print the characters with the most similar token embeddings instead')
     parser.add_argument('--checkpoint', type=Path, default=project,

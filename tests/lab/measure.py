@@ -41,7 +41,8 @@ def solution(variant, source, **settings):
     try:
         return edited(source, *variant.edits, **{**variant.settings, **settings})
     except ValueError as error:
-        raise ValueError(f'gpt.py was changed where this exercise edits it: {error}') from None
+        raise ValueError(f'gpt.py was changed where this exercise edits it ({error}): put that '
+                         'back, or do the exercise by hand') from None
 
 
 def prepare(folder, variant, project, steps=None, **settings):

@@ -29,8 +29,8 @@ def edited(source, *edits, **hyperparameters):
     """
     for old, new in edits:
         if source.count(old) != 1:
-            line = old.strip().split('\n')[0]
-            raise ValueError(f'it has this {source.count(old)} times, not once: {line}')
+            times = 'no' if old not in source else f'{source.count(old)} times the'
+            raise ValueError(f'there is {times} line {old.strip().splitlines()[0]}')
         source = source.replace(old, new)
     unknown = hyperparameters.keys() - hyperparameters_of(source)
     if unknown:
@@ -70,14 +70,13 @@ def find_checkpoint(path):
 
     SystemExit, with one line, if there is no file.
     """
+    runs = find_runs(path) if path.is_dir() else [path] if path.is_file() else []
+    if not runs:
+        sys.exit(f'Error: there is no saved model in {path}: train with python gpt.py, or name '
+                 'another file or folder with --checkpoint')
     if path.is_dir():
-        path = [path / 'gpt.pt', *find_runs(path)][-1]
-        if path.is_file():
-            print(f'The newest run: {path}', file=sys.stderr)
-    if not path.is_file():
-        sys.exit(f'Error: there is no {path}: train with python gpt.py, or name another file '
-                 'with --checkpoint')
-    return path
+        print(f'The newest run: {runs[-1]}', file=sys.stderr)
+    return runs[-1]
 
 
 def load_checkpoint(path):

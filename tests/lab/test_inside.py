@@ -241,7 +241,7 @@ def test_a_model_of_the_lessons_size_gets_a_page_and_a_larger_one_a_line(tmp_pat
     (['a' * 11], 'a terminal 13 columns wide: this one has 12'),
     (['--layer', '3'], '--layer is a number from 1 to 2'),
     (['--nearest', 'ab'], "'ab' is not one of the characters"),
-    (['--checkpoint', 'none.pt'], 'there is no none.pt'),
+    (['--checkpoint', 'none.pt'], 'no saved model in none.pt'),
     (['--page'], 'cannot write'),
 ])
 def test_a_mistake_gets_one_line(gpt, tmp_path, monkeypatch, arguments, message):

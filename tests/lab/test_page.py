@@ -40,7 +40,7 @@ EDITS['one position'] = [  # the page would compute nan, for every position but 
     ('_table = nn.Embedding(block_size, n_embd)', '_table = nn.Embedding(1, n_embd)'),
     ('position_embedding_table(positions)', 'position_embedding_table(0 * positions)')]
 
-OWN = {'name': 'gpt-own.pt', 'history': [
+OWN = {'name': 'gpt-own.pt', 'path': 'try/gpt-own.pt', 'history': [
     [0, 4.42, 4.41], [500, 2.1, 2.15], [1000, 1.8, 1.9], [1500, 1.6, 1.8], [2000, 1.4, 1.85]]}
 OTHERS = [{'name': '<img src=x> & "a".pt', 'history': [[0, 4.5, 4.5], [300, 2.5, 2.6]]},
           {'name': 'gpt-better.pt', 'history': [[0, 4.4, 4.4], [1250, 1.7, 1.75],
@@ -65,7 +65,8 @@ def models(tmp_path_factory):
     """A small model, and one that can read more than the page shows; only that one knows ’."""
     folder = tmp_path_factory.mktemp('models')
     return {'small': random_model(folder / 'small'),
-            'large': random_model(folder / 'large', more='’', block_size=128, n_embd=30, n_layer=3)}
+            'large': random_model(folder / 'large', more='’', block_size=128, n_embd=30,
+                                  n_layer=3)}
 
 
 @pytest.fixture(scope='module')
@@ -475,5 +476,6 @@ def test_a_model_without_a_history_has_no_picture_of_it(models, open_page, runs)
 def test_the_page_of_an_edited_model_shows_nothing_and_says_why(tmp_path, open_page, name):
     page = open_page(random_model(tmp_path, *EDITS[name]), runs=[OWN], shown=False)
     why = page.inner_text('#about')
-    assert 'only the unedited model' in why and 'run python tests/lab/inside.py in' in why
+    assert 'only the unedited model' in why and \
+        'python tests/lab/inside.py --checkpoint try/gpt-own.pt in' in why
     assert re.findall(r'\.(?!py)', why) == ['.']  # one sentence

@@ -33,15 +33,17 @@ def test_a_line_says_what_differs_in_the_settings_how_many_steps_and_the_best_lo
         tmp_path, table_of):
     first = run_of(tmp_path, 4.0, 3.5, 3.25, learning_rate=0.5)
     second = run_of(tmp_path, 4.0, 2.5, 3.0, 3.5, dropout=0.25, n_layer=1, learning_rate=0.125)
-    head, one, two, empty, note = table_of()
+    head, one, two, _, same, note, _ = table_of()
     assert ' '.join(head) == \
         'run parameters learning_rate n_layer dropout steps best val loss at step'
-    assert one[0] == first.name and one[2:] == ['0.5', '2', '0.0', '2', '3.2500', '2']
-    assert two[0] == second.name and two[2:] == ['0.125', '1', '0.25', '3', '2.5000', '1']
+    assert one[0] == first.name and one[2:] == ['0.5', '2', '0.0', '2', 'of', '20', '3.2500', '2']
+    assert two[0] == second.name
+    assert two[2:] == ['0.125', '1', '0.25', '3', 'of', '20', '2.5000', '1']
     parameters = [sum(weight.numel() for weight in torch.load(path)['model'].values())
                   for path in (first, second)]
     assert [one[1], two[1]] == [f'{number:,}' for number in parameters]
-    assert ' '.join(note).startswith('Seeds alone make a difference of up to')
+    assert 'block_size = 16, max_iters = 20' in ' '.join(same) and 'dropout' not in same
+    assert 'seeds alone make a difference of up to' in ' '.join(note)
 
 
 @pytest.mark.parametrize('settings', [
@@ -56,7 +58,7 @@ def test_losses_stand_in_one_table_only_if_they_were_estimated_on_the_same_passa
     assert len(tables) == 2
     names = [line[0] for line in lines if line and line[0].startswith('gpt-')]
     assert names == [paths[1].name, paths[0].name, paths[2].name]  # the newest run comes last
-    assert 'cannot be compared' in ' '.join(lines[-2])
+    assert 'cannot be compared' in ' '.join(lines[-3])
     assert [run['name'] for run in comparable_runs(paths[0])] == [paths[0].name, paths[2].name]
 
 
@@ -66,7 +68,7 @@ def test_the_exact_loss_is_added_and_a_model_that_no_longer_is_what_was_saved_is
     gpt.train()
     exact = exact_loss(gpt.model, gpt.val_data, gpt.block_size)
     line = table_of('--exact')[1]
-    assert float(line[5]) == pytest.approx(exact, abs=6e-5) and len(line) == 6
+    assert float(line[7]) == pytest.approx(exact, abs=6e-5) and len(line) == 8
     for text, edit, words in [
             (TEXT, ('F.relu(out)', 'F.gelu(out) + 1'), 'no longer reaches the loss'),
             (TEXT[::-1], (), 'no longer reaches the loss'),

@@ -125,7 +125,8 @@ def test_a_hyperparameter_more_or_less_closes_no_file(here):
 
 
 def test_values_are_set_below_the_last_hyperparameter_and_only_those_that_there_are():
-    source = 'n_layer = 3\nn_layer, n_head = 6, 4\n\n# --- Text and tokenizer\nsizes = n_layer, n_head'
+    source = ('n_layer = 3\nn_layer, n_head = 6, 4\n\n# --- Text and tokenizer\n'
+              'sizes = n_layer, n_head')
     names = {}
     exec(edited(source, n_layer=2), names)
     assert names['sizes'] == (2, 4)
@@ -219,7 +220,7 @@ def test_python_i_goes_on_with_the_names_of_the_script(here, monkeypatch, capsys
 # --- Mistakes
 @pytest.mark.parametrize('arguments, words', [
     ([''], 'the text is empty'), (['The é and 😀'], "does not know ['é', '😀']"),
-    (['--checkpoint', 'nowhere.pt'], 'there is no nowhere.pt: train with python gpt.py')])
+    (['--checkpoint', 'nowhere.pt'], 'no saved model in nowhere.pt: train with python gpt.py')])
 def test_a_mistake_gets_one_line(here, arguments, words):
     saved(here)
     assert words in exit_message(sample.main, arguments, here)

@@ -72,8 +72,8 @@ def watch(gpt, text, off=()):
             logits = model(ids)[0][0]  # (T, vocab_size)
         lens = model.lm_head(model.ln_f(torch.stack(stream)))  # (n_layer + 1, T, vocab_size)
     except (AttributeError, IndexError) as error:
-        sys.exit(f'Error: watch.py looks for parts that this model does not have ({error}): if yours '
-                 'have other names, change them in tests/lab/watch.py')
+        sys.exit(f'Error: watch.py looks for parts that this model does not have ({error}): if '
+                 'yours have other names, write those into tests/lab/watch.py')
     finally:
         for hook in hooks:
             hook.remove()
