@@ -62,6 +62,7 @@ EDITS = {
     'query-key norm': edits_of(19, 'query-key norm, learning_rate = 1e-2'),
     'all of them': edits_of(21, 'all of them'),
     'no mask': edits_of(1, 'no mask'),
+    'a softmax elsewhere': [('out = F.relu(out)', 'out = F.relu(out) * out.softmax(dim=-1)')],
     'another output': [('logits = self.lm_head(x)', 'logits = 2 * self.lm_head(x)')],
 }
 
@@ -138,7 +139,8 @@ def test_layer_by_layer_the_most_probable_characters_are_named(gpt, show):
         assert line.split(': ')[1].startswith(gpt.chars[ids[0]].replace(' ', '_'))
 
 
-def test_watching_leaves_the_model_as_it_was(gpt):
+def test_watching_leaves_the_model_as_it_was_and_sees_it_without_dropout(tmp_path):
+    gpt = random_model(tmp_path, dropout=0.5)
     before = watch(gpt, TEXT[:9])
     watch(gpt, TEXT[:9], [(1, 1), (2, 2)])
     assert torch.equal(watch(gpt, TEXT[:9]).logits, before.logits)
