@@ -74,6 +74,7 @@ def test_what_is_shown_of_an_edited_model_is_what_that_model_computes(tmp_path, 
     """
     gpt = random_model(tmp_path, TEXT, *edits)
     seen, text = watch(gpt, TEXT[:9]), TEXT[:9]
+    p = watch(gpt, 'the k').logits[-1].softmax(dim=-1).max().item()
     ids = torch.tensor([gpt.encode(text)])
     logits, _ = gpt.model(ids)
     assert torch.equal(seen.logits, logits[0])
@@ -89,6 +90,15 @@ def test_what_is_shown_of_an_edited_model_is_what_that_model_computes(tmp_path, 
     out = show('the k')
     assert ('nobody reads what comes later' in out) == (edits is not EDITS['no mask'])
     assert 'With one head switched off' in out
+    assert float(re.findall(r'\d\.\d\d', out.splitlines()[-10])[1]) == pytest.approx(p, abs=0.006)
+
+
+@pytest.mark.parametrize('edit, words', [
+    ('', "the row's query and the column's key\n"),
+    ('scores = scores.tanh()', 'what softmax is given\n')])
+def test_what_the_scores_are_is_said_only_as_far_as_it_is_true(tmp_path, show, edit, words):
+    random_model(tmp_path, TEXT, ('scores = scores / math.sqrt(hs)', edit))
+    assert words in show('the k')
 
 
 def test_a_model_without_a_mask_is_shown_whole(tmp_path, show):
@@ -103,6 +113,11 @@ def test_torchs_own_attention_shows_no_scores_and_the_rest_is_shown(tmp_path, sh
     out = show('the k')
     assert 'No pictures: this model computes attention without a softmax' in out
     assert 'With one head switched off' in out and 'and its probability' in out
+
+
+def test_without_a_softmax_in_each_block_no_weights_are_shown(gpt):
+    gpt.model.blocks[0].forward = lambda x: x
+    assert watch(gpt, TEXT[:9]).weights is None
 
 
 @pytest.mark.parametrize('edits, name', [
