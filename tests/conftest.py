@@ -56,7 +56,8 @@ def run_here(script, *arguments, encoding='utf-8'):
     """Runs a script like a process of its own, but in this one: it saves the seconds in which
     Python and torch start. Returns standard output, standard error, exit status.
     """
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2))
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding, newline='\n', write_through=True)
+                for _ in range(2))
     status = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'stdout', out)

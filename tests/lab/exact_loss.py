@@ -5,7 +5,8 @@
     python tests/lab/exact_loss.py ngram     no network: counts of up to five characters in a row
     --checkpoint FILE                        another saved model; a folder: its newest run
 
-Exact means: every character of the last tenth of input.txt but the first is predicted exactly once.
+Exact means: every character of the last tenth of the text but the first is predicted exactly once.
+The text is the input.txt beside the model, if there is one.
 The scripts themselves estimate the loss from a few random sequences.
 """
 import argparse
@@ -19,7 +20,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from scripts import PROJECT, load, load_checkpoint
+from scripts import (PROJECT, find_checkpoint, load, load_checkpoint, read_checkpoint,
+                     script_beside, settings_for)
 
 
 @torch.no_grad()
@@ -33,6 +35,14 @@ def exact_loss(model, ids, block_size):
     losses = [model(x, y)[1].item() * y.numel()
               for x, y in zip(batches(ids[:-1]), batches(ids[1:]))]
     return sum(losses) / (len(ids) - 1)
+
+
+def exact_loss_per_character(gpt, model):
+    """The exact loss of a model on the validation text of gpt, a module, in nats per character:
+    also where tokens are longer than one.
+    """
+    loss = exact_loss(model, gpt.val_data, gpt.block_size)
+    return loss * len(gpt.val_data) / len(gpt.decode(gpt.val_data.tolist()))
 
 
 def table_loss(train, val, vocab_size):
@@ -79,21 +89,27 @@ def main(argv=None, project=PROJECT):
     arguments = parser.parse_args(argv)
     if arguments.model and arguments.checkpoint:
         parser.error(f'--checkpoint is for gpt.py, not for {arguments.model}')
-    script = load(project / ('bigram.py' if arguments.model else 'gpt.py'), device='cpu')
+    if not arguments.model:
+        path = find_checkpoint(arguments.checkpoint or project)
+        model, checkpoint = load_checkpoint(path).model, read_checkpoint(path)
+        script = script_beside(path)
+        folder = path.parent if (path.parent / 'input.txt').exists() else project
+        gpt = load(script, folder=folder, **settings_for(script, checkpoint['settings']))
+        length = checkpoint['settings'].get('text_length', len(gpt.text))
+        if gpt.chars != checkpoint['chars'] or len(gpt.text) != length:
+            sys.exit(f'Error: {folder / "input.txt"} is not the text that the model was trained '
+                     'on: put that there, or train again')
+        print(f'exact validation loss: {exact_loss_per_character(gpt, model):.4f}')
+        return
+    script = load(project / 'bigram.py', device='cpu')
     if arguments.model == 'ngram':
         loss = ngram_loss(script.text[:script.n_train], script.text[script.n_train:])
-    elif arguments.model == 'bigram':
+    else:
         with contextlib.redirect_stdout(io.StringIO()):
             script.train()
         table = table_loss(script.train_data, script.val_data, script.vocab_size)
         print(f'counts plus one, normalised: {table:.4f}')
         loss = exact_loss(script.model, script.val_data, script.block_size)
-    else:
-        gpt = load_checkpoint(arguments.checkpoint or project)
-        if gpt.chars != script.chars:
-            sys.exit('Error: the characters of the model and of input.txt differ: use the text '
-                     'that it was trained on, or train again')
-        loss = exact_loss(gpt.model, script.val_data, gpt.block_size)
     print(f'exact validation loss: {loss:.4f}')
 
 

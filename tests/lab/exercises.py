@@ -74,8 +74,8 @@ def work_all(project, steps=None):
     """Measures everything, two at a time where times do not count; prints a line for each."""
     os.environ['OMP_NUM_THREADS'] = '1'
     started = time.time()
-    jobs = [(f'gpt.py as it is, {steps:,} steps', '{val:.2f}', change(steps=steps))
-            for steps in (1000, 2000, 3000)]
+    jobs = [(f'gpt.py as it is, {number:,} steps', '{val:.2f}', change(steps=number))
+            for number in ([steps] if steps else [1000, 2000, 3000])]
     jobs += [(f'{number}. {exercise.title}: {name}', exercise.report, variant)
              for number, exercise in EXERCISES.items()
              for name, variant in exercise.variants.items()]

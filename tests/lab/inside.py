@@ -62,7 +62,7 @@ def by_hand(seen, layer, head, labels, head_size):
              f'1. Scores: {which}',
              *table(scores, labels, '-'),
              '']
-    if masked.equal(torch.ones_like(masked).triu(1)):
+    if not weights.triu(1).any():
         lines += ['2. After the causal mask: nobody reads what comes later',
                   *table(scores, labels), '']
     else:
@@ -71,14 +71,12 @@ def by_hand(seen, layer, head, labels, head_size):
                     *table(weights, labels), '']
 
 
-def picture(weights, scores, labels, title):
-    """The lines of one head's picture, from weights and scores (T, T): nothing where a mask hides.
-    """
+def picture(weights, labels, title):
+    """The lines of one head's picture, from weights (T, T): nothing where a mask makes them 0."""
     lines = [title, '  ' + labels]
-    for label, row, row_scores in zip(labels, weights.tolist(), scores.tolist()):
+    for label, row in zip(labels, weights.tolist()):
         lines.append(f'{label} ' + ''.join(
-            ' ' if score == -math.inf else SHADES[sum(weight >= limit for limit in LIMITS)]
-            for weight, score in zip(row, row_scores)))
+            SHADES[sum(weight >= limit for limit in LIMITS)] if weight else ' ' for weight in row))
     return [line.ljust(max(map(len, lines))) for line in lines]
 
 
@@ -86,9 +84,9 @@ def triangles(seen, labels, width):
     """The lines of the pictures of all heads, as many of a layer side by side as fit the width."""
     fit = max((width + 2) // (max(len(labels) + 2, len('layer 1, head 1')) + 2), 1)
     lines = []
-    for layer, heads in enumerate(zip(seen.weights, seen.scores), 1):
-        pictures = [picture(weights, scores, labels, f'layer {layer}, head {head}')
-                    for head, (weights, scores) in enumerate(zip(*heads), 1)]
+    for layer, heads in enumerate(seen.weights, 1):
+        pictures = [picture(weights, labels, f'layer {layer}, head {head}')
+                    for head, weights in enumerate(heads, 1)]
         for first in range(0, len(pictures), fit):
             lines += ['  '.join(row).rstrip() for row in zip(*pictures[first:first + fit])] + ['']
     return lines + ['Weights: ' + ', '.join(f'{shade} from {limit}'
@@ -249,8 +247,8 @@ def main(argv=None, project=PROJECT):
     check(len(text) + 2 <= width, f'the text has {len(text)} characters, which needs a terminal '
           f'{len(text) + 2} columns wide: this one has {width}')
     if seen.weights is None:
-        print('No pictures: this model computes attention without a softmax that shows its scores, '
-              'as in exercise 24.\n')
+        print('No pictures: not each block of this model has one softmax that turns scores into '
+              'weights. (Torch\'s own attention, as in exercise 24, shows neither.)\n')
     else:
         if len(text) <= BY_HAND:
             print(*by_hand(seen, arguments.layer, arguments.head, labels,

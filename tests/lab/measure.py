@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from exact_loss import exact_loss
-from scripts import edited, find_checkpoint, load, load_checkpoint
+from scripts import edited, find_checkpoint, hyperparameters_of, load, load_checkpoint
 
 # The hyperparameters with which the figures in tests/lab/README.md were measured. They are set in
 # the copy, so that it does not matter which ones gpt.py has at the moment.
@@ -51,9 +51,10 @@ def prepare(folder, variant, project, steps=None, **settings):
     text = variant.text(text) if variant.text else text
     (folder / 'input.txt').write_text(text, encoding='utf-8')
     source = (project / 'gpt.py').read_text(encoding='utf-8')
-    steps = steps or variant.steps or DEFAULTS['max_iters']
-    source = solution(variant, source, **{
-        **DEFAULTS, 'max_iters': steps, **variant.settings, **settings})
+    # A hyperparameter that your gpt.py no longer has needs no value.
+    values = {name: DEFAULTS[name] for name in DEFAULTS if name in hyperparameters_of(source)}
+    values['max_iters'] = steps or variant.steps or DEFAULTS['max_iters']
+    source = solution(variant, source, **{**values, **variant.settings, **settings})
     (folder / 'gpt.py').write_text(source, encoding='utf-8')
     return text
 

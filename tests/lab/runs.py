@@ -10,34 +10,34 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
-from exact_loss import exact_loss
-from scripts import PROJECT, SIZES, find_runs, hyperparameters_of, load, load_checkpoint
+from exact_loss import exact_loss_per_character
+from scripts import (PROJECT, find_runs, load, load_checkpoint, read_checkpoint, script_beside,
+                     settings_for)
 
 # Runs that share these estimate their losses on the same passages, so their losses can be compared.
 SHARED = ('batch_size', 'block_size', 'eval_iters', 'text_length')
 
 
-def read_run(path):
-    """What the file of a run says: a dictionary with path, parameters, settings, history, chars."""
-    checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    settings = checkpoint.get('settings') or dict(zip(SIZES, checkpoint['sizes']))
-    return {'path': path, 'settings': settings, 'history': checkpoint.get('history', []),
-            'parameters': sum(weight.numel() for weight in checkpoint['model'].values()),
-            'chars': checkpoint['chars']}
+def read_runs(paths):
+    """What the files of runs hold, as dictionaries, with their path; without what is no run."""
+    runs = []
+    for path in paths:
+        try:
+            runs.append({**read_checkpoint(path), 'path': path})
+        except Exception as error:  # torch raises errors of many types
+            print(f'{path} is left out, it is not of a run: {error!r:.100}', file=sys.stderr)
+    return runs
 
 
 def passages(run):
-    """What decides on which passages a run estimates its losses."""
-    return [*(run['settings'].get(name) for name in SHARED), run['chars']]
+    """What decides on which passages a run estimates its losses, as text."""
+    return str([*(run['settings'].get(name) for name in SHARED), run['chars']])
 
 
 def comparable_runs(path):
-    """Name and history of the run in this file, and of those beside it that can be compared."""
-    own = read_run(path)
-    others = [read_run(other) for other in find_runs(path.absolute().parent)
-              if other.name != path.name]
+    """Name, path and history of a run, and then of those beside it that can be compared with it."""
+    beside = [other for other in find_runs(path.absolute().parent) if other.name != path.name]
+    own, *others = read_runs([path, *beside])
     others = [run for run in others if run['history'] and passages(run) == passages(own)]
     return [{'name': run['path'].name, 'path': str(run['path']), 'history': run['history']}
             for run in (own, *others)]
@@ -45,21 +45,18 @@ def comparable_runs(path):
 
 def measured(run):
     """The exact loss of a run, and a remark if its model is no longer what was saved."""
+    script = script_beside(run['path'])
     try:
         model = load_checkpoint(run['path']).model
-    except SystemExit:
-        return '-', 'not measured: it does not fit the gpt.py beside it'
-    script = run['path'].absolute().with_name('gpt.py')
-    script = script if script.exists() else PROJECT / 'gpt.py'
-    known = hyperparameters_of(script.read_text(encoding='utf-8'))
-    settings = {**run['settings'], 'device': 'cpu'}
-    gpt = load(script, **{name: value for name, value in settings.items() if name in known})
+        gpt = load(script, **settings_for(script, run['settings']))
+    except (SystemExit, OSError, AssertionError):
+        return '-', 'not measured: it does not fit the gpt.py beside it, or there is no text'
     if gpt.chars != run['chars']:
         return '-', 'not measured: its text has changed'
     gpt.model = model
     saved = min((val for step, _, val in run['history'] if step > 0), default=None)
     changed = saved is not None and abs(gpt.estimate_loss()['val'] - saved) > 0.001
-    return (f'{exact_loss(model, gpt.val_data, gpt.block_size):.4f}',
+    return (f'{exact_loss_per_character(gpt, model.eval()):.4f}',
             'no longer reaches the loss that it was saved with: its code or its text has changed'
             if changed else '')
 
@@ -67,7 +64,8 @@ def measured(run):
 def row(name, run, differing, exact):
     """What the table says of a run: a dictionary from the head of a column to its text."""
     history, settings = run['history'], run['settings']
-    cells = {'run': name, 'parameters': f"{run['parameters']:,}"}
+    parameters = sum(weight.numel() for weight in run['model'].values())
+    cells = {'run': name, 'parameters': f'{parameters:,}'}
     cells.update((name, str(settings.get(name, '-'))) for name in differing)
     trained = [report for report in history if report[0] > 0]
     step, _, best = min(trained, key=lambda report: report[2], default=('-', None, None))
@@ -95,13 +93,8 @@ def main(argv=None, project=PROJECT):
     parser.add_argument('--exact', action='store_true',
                         help='add the exact validation loss of each run')
     arguments = parser.parse_args(argv)
-    runs = []
-    for path in arguments.paths:
-        for file in find_runs(path) if path.is_dir() else [path]:
-            try:
-                runs.append(read_run(file))
-            except Exception as error:  # torch raises errors of many types
-                print(f'{file} is left out, it is not of a run: {error!r:.100}', file=sys.stderr)
+    runs = read_runs([file for path in arguments.paths
+                      for file in (find_runs(path) if path.is_dir() else [path])])
     if not runs:
         sys.exit('Error: there is no run: train with python gpt.py, or name another folder')
     runs.sort(key=lambda run: (run['path'].name != 'gpt.pt', run['path'].name))
@@ -112,11 +105,10 @@ def main(argv=None, project=PROJECT):
     same = [f'{name} = {value}' for name, value in runs[-1]['settings'].items()
             if name not in differing]
     one_folder = len({run['path'].parent for run in runs}) == 1
-    groups = []  # of runs whose losses can be compared, in the order of their newest one
+    groups = {}  # runs whose losses can be compared; the group of the newest run comes last
     for run in reversed(runs):
-        comparable = [group for group in groups if passages(group[0]) == passages(run)]
-        comparable[0].insert(0, run) if comparable else groups.insert(0, [run])
-    for group in groups:
+        groups.setdefault(passages(run), []).insert(0, run)
+    for group in reversed(groups.values()):
         if len(groups) > 1:
             print('Estimated on the same passages, with ' + ', '.join(
                 f"{name} = {group[0]['settings'].get(name, '?')}" for name in SHARED) + ':')

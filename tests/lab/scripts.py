@@ -29,8 +29,8 @@ def edited(source, *edits, **hyperparameters):
     """
     for old, new in edits:
         if source.count(old) != 1:
-            times = 'no' if old not in source else f'{source.count(old)} times the'
-            raise ValueError(f'there is {times} line {old.strip().splitlines()[0]}')
+            line = old.strip().splitlines()[0]
+            raise ValueError(f'a line occurs {source.count(old)} times, not once: {line}')
         source = source.replace(old, new)
     unknown = hyperparameters.keys() - hyperparameters_of(source)
     if unknown:
@@ -79,34 +79,49 @@ def find_checkpoint(path):
     return runs[-1]
 
 
+def script_beside(path):
+    """The gpt.py beside the file of a run, or else that of the project."""
+    script = path.absolute().with_name('gpt.py')
+    return script if script.exists() else PROJECT / 'gpt.py'
+
+
+def read_checkpoint(path):
+    """What the file of a run holds: model, chars, settings and history."""
+    checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    if 'sizes' in checkpoint:  # a gpt.pt
+        settings = dict(zip(SIZES, checkpoint.pop('sizes'), strict=True))
+        checkpoint = {**checkpoint, 'settings': settings, 'history': []}
+    return checkpoint
+
+
+def settings_for(script, settings):
+    """Of the settings of a run, those that this script still has, and the CPU as the device.
+
+    Not seed: that of the script counts.
+    """
+    known = hyperparameters_of(script.read_text(encoding='utf-8')) - {'seed'}
+    return {name: value for name, value in {**settings, 'device': 'cpu'}.items() if name in known}
+
+
 def load_checkpoint(path):
-    """The model in a checkpoint: gpt.py as a module, with the weights, sizes and vocabulary of the
-    file, on the CPU, in evaluation mode. The code is that of the gpt.py beside the file, if there
-    is one.
+    """The model in a checkpoint: gpt.py as a module, with the weights, settings and vocabulary of
+    the file, on the CPU, in evaluation mode. The code is that of script_beside.
 
     path: as in find_checkpoint. input.txt does not matter, so the module's data mean nothing.
     SystemExit, with one line, if there is no such file, or if it does not fit the code.
     """
     path = find_checkpoint(path)
-    script = path.absolute().with_name('gpt.py')
-    if not script.exists():
-        script = PROJECT / 'gpt.py'
+    script = script_beside(path)
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-        chars, weights = checkpoint['chars'], checkpoint['model']
-        if 'sizes' in checkpoint:  # a gpt.pt
-            settings = dict(zip(SIZES, checkpoint['sizes'], strict=True))
-        else:
-            settings = checkpoint['settings']
-        known = hyperparameters_of(script.read_text(encoding='utf-8'))
-        sizes = {name: settings[name] for name in SIZES if name in settings and name in known}
+        checkpoint = read_checkpoint(path)
+        chars, weights, settings = (checkpoint[name] for name in ('chars', 'model', 'settings'))
         with tempfile.TemporaryDirectory() as folder:
             # Each script reads a text. This one has the characters of the vocabulary, and is
             # long enough for any block_size, even if all tokens are as long as the longest.
             text = ''.join(chars)
             text *= 10 * settings.get('block_size', 1) * max(map(len, chars)) // len(text) + 1
             (Path(folder) / 'input.txt').write_text(text, encoding='utf-8')
-            gpt = load(script, folder=Path(folder), device='cpu', **sizes)
+            gpt = load(script, folder=Path(folder), **settings_for(script, settings))
         # An edited tokenizer may have tokens of more than one character.
         gpt.chars, gpt.vocab_size = chars, len(chars)
         gpt.stoi = {token: i for i, token in enumerate(chars)}

@@ -6,6 +6,7 @@ import torch
 
 from conftest import (SMALL, SMALL_BIGRAM, TEXT, copy_script, exit_message, import_script, save)
 from exact_loss import exact_loss, main, ngram_loss, table_loss
+from solutions import EXERCISES
 
 
 @pytest.fixture
@@ -71,11 +72,31 @@ def test_another_checkpoint_is_measured_with_its_own_sizes(here, capsys):
     assert capsys.readouterr().out == f'exact validation loss: {loss:.4f}\n'
 
 
-def test_a_checkpoint_that_is_missing_or_of_another_text_gets_one_line(here):
-    assert 'there is no' in exit_message(main, [], here)
-    save(import_script(here, 'gpt.py', **SMALL))
-    (here / 'input.txt').write_text(TEXT.replace('e', 'é'), encoding='utf-8')
-    assert 'of the model and of input.txt differ' in exit_message(main, [], here)
+def test_the_text_beside_the_model_counts_and_must_be_the_one_it_was_trained_on(here, capsys):
+    other = import_script(here / 'other', 'gpt.py', TEXT[::-1], **SMALL)
+    path = save(other)
+    capsys.readouterr()
+    main(['--checkpoint', str(here / 'other')], here)
+    loss = exact_loss(other.model, other.val_data, other.block_size)
+    assert capsys.readouterr().out == f'exact validation loss: {loss:.4f}\n'
+    assert 'no saved model' in exit_message(main, [], here)
+    for text in (TEXT.replace('e', 'é'), TEXT[1:]):
+        (here / 'other' / 'input.txt').write_text(text, encoding='utf-8')
+        message = exit_message(main, ['--checkpoint', str(path)], here)
+        assert 'is not the text that the model was trained on' in message
+
+
+def test_of_longer_tokens_the_loss_is_per_character_too(here, capsys):
+    edits = EXERCISES[12].variants['300 pairs'].edits
+    gpt = import_script(here, 'gpt.py', TEXT, *edits, **SMALL)
+    for parameter in gpt.model.lm_head.parameters():
+        parameter.data.zero_()  # equal logits: a loss of ln(vocab_size) per token
+    save(gpt)
+    capsys.readouterr()
+    main([], here)
+    tokens_per_character = len(gpt.val_data) / len(gpt.decode(gpt.val_data.tolist()))
+    assert float(capsys.readouterr().out.split(': ')[1]) == pytest.approx(
+        math.log(gpt.vocab_size) * tokens_per_character, abs=6e-5)
 
 
 @pytest.mark.parametrize('arguments', [['trigram'], ['--fast'], ['bigram', '--checkpoint', 'x']])

@@ -220,6 +220,7 @@ def test_an_exercise_leaves_the_project_as_it_is_whatever_its_settings_are(proje
 
 
 def test_the_figures_are_those_of_the_default_settings(project, tmp_path):
+    copy_script(project, 'gpt.py', TEXT * 9, n_embd=64, seed=5, eval_iters=7, temperature=1.5)
     prepare(tmp_path, change(steps=3000, n_layer=6), project)
     gpt = load(tmp_path / 'gpt.py')
     expected = {**DEFAULTS, 'max_iters': 3000, 'n_layer': 6}
@@ -228,7 +229,7 @@ def test_the_figures_are_those_of_the_default_settings(project, tmp_path):
 
 def test_changed_code_is_named_and_only_where_an_exercise_edits_it(project, tmp_path):
     copy_script(project, 'gpt.py', TEXT * 9, ('F.relu(out)', 'F.silu(out)'))
-    with pytest.raises(ValueError, match=r'there is no line out = F\.relu\(out\)\): put that back'):
+    with pytest.raises(ValueError, match=r'0 times, not once: out = F\.relu\(out\)\): put that'):
         prepare(tmp_path, VARIANTS['Another activation function: GELU'], project)
     prepare(tmp_path, VARIANTS['Weight tying: tied weights'], project)
 
@@ -238,7 +239,7 @@ def test_the_time_of_a_step_is_compared_with_the_same_settings(project):
     small = {name: SMALL[name] for name in ('n_embd', 'n_head', 'n_layer')}
     for name in names_of(measure.compare_steps):
         result = measure.compare_steps(VARIANTS[name], project, 10, **small)
-        assert result['difference'] < 1e-5 and 0 < result['ratio'] < 10
+        assert result['difference'] < 1e-5 and result['ratio'] > 0
 
 
 def test_the_caches_are_compared_with_the_newest_run(project, solved):
@@ -246,7 +247,7 @@ def test_the_caches_are_compared_with_the_newest_run(project, solved):
     for path in project.parent.glob('solved*/gpt-*.pt'):
         path.rename(project / path.name)
     result = measure.compare_caches(CACHE, project)
-    assert SMALL['block_size'] <= result['same'] <= 500 and result['ratio'] > 0
+    assert SMALL['block_size'] <= result['same'] < 500  # then the two begin again elsewhere
 
 
 def test_the_results_are_read_from_what_a_training_run_prints():

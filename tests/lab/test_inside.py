@@ -111,8 +111,13 @@ def test_a_model_without_a_mask_is_shown_whole(tmp_path, show):
 def test_torchs_own_attention_shows_no_scores_and_the_rest_is_shown(tmp_path, show):
     random_model(tmp_path, TEXT, *edits_of(24, 'block_size = 128'))
     out = show('the k')
-    assert 'No pictures: this model computes attention without a softmax' in out
+    assert 'No pictures: not each block of this model has one softmax' in out
     assert 'With one head switched off' in out and 'and its probability' in out
+
+
+def test_a_mask_of_large_negative_numbers_is_a_causal_mask_too(tmp_path, show):
+    random_model(tmp_path, TEXT, ('-math.inf, device', '-1e9, device'))
+    assert 'nobody reads what comes later' in show('the k')
 
 
 def test_without_a_softmax_in_each_block_no_weights_are_shown(gpt):
@@ -214,8 +219,7 @@ def test_the_heads_of_a_layer_are_triangles_side_by_side_as_far_as_they_fit(
     assert max(map(len, lines)) <= int(columns)
     assert lines[0].count('layer') == titles and '\n'.join(lines).count('head') == 4
     weights = torch.tensor([[1.0, 0, 0], [0.01, 0.99, 0], [0.5, 0.3, 0.2]])
-    scores = torch.zeros(3, 3).masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf)
-    assert inside.picture(weights, scores, 'abc', '') == [
+    assert inside.picture(weights, 'abc', '') == [
         '     ', '  abc', 'a █  ', 'b ·█ ', 'c ▓▒▒']
 
 

@@ -37,8 +37,9 @@ class Softmaxes(TorchFunctionMode):
         if name in ('matmul', '__matmul__'):
             self.product = result
         if name == 'softmax' and result.dim() == 4:
+            # Without such a product (of einsum, say), nothing can be said of where scores come from.
             known = self.product is not None and self.product.shape == result.shape
-            self.calls.append((self.product if known else args[0], args[0], result))
+            self.calls.append((self.product if known else result, args[0], result))
         return result
 
 
@@ -60,6 +61,11 @@ def watch(gpt, text, off=()):
     model, ids = gpt.model.eval(), torch.tensor([gpt.encode(text)])  # (1, T)
     stream, hooks = [], []  # stream: x before the first block and after each, (T, C)
     try:
+        model.ln_f, model.lm_head, model.blocks[0], attention(gpt, 1).proj
+    except (AttributeError, IndexError) as error:
+        sys.exit(f'Error: watch.py looks for parts that this model does not have ({error}): if '
+                 'yours have other names, write those into tests/lab/watch.py')
+    try:
         hooks.append(model.blocks[0].register_forward_pre_hook(
             lambda block, inputs: stream.append(inputs[0][0])))
         for layer, block in enumerate(model.blocks, 1):
@@ -71,9 +77,6 @@ def watch(gpt, text, off=()):
         with Softmaxes() as softmaxes:
             logits = model(ids)[0][0]  # (T, vocab_size)
         lens = model.lm_head(model.ln_f(torch.stack(stream)))  # (n_layer + 1, T, vocab_size)
-    except (AttributeError, IndexError) as error:
-        sys.exit(f'Error: watch.py looks for parts that this model does not have ({error}): if '
-                 'yours have other names, write those into tests/lab/watch.py')
     finally:
         for hook in hooks:
             hook.remove()
