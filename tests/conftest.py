@@ -44,6 +44,14 @@ def import_script(folder, script, text=TEXT, *edits, **hyperparameters):
     return load(copy_script(folder, script, text, *edits, **hyperparameters))
 
 
+def random_model(folder, text=TEXT, *edits, **hyperparameters):
+    """A small gpt.py as a module, whose weights are all random: so each of them matters."""
+    gpt = import_script(folder, 'gpt.py', text, *edits, **{**SMALL, **hyperparameters})
+    torch.manual_seed(1)
+    randomize_(gpt.model)
+    return gpt
+
+
 def save(gpt):
     """Saves the weights that the model has now, as those of a run of its own; the file's path."""
     losses, started = {'train': 1.0, 'val': 1.0}, time.time()

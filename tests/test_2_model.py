@@ -207,6 +207,7 @@ def test_a_new_model_takes_the_sizes_of_this_moment(gpt, tmp_path):
 
 
 def test_every_layer_and_every_block_starts_with_weights_of_its_own(gpt):
-    matrices = [parameter for parameter in gpt.model.parameters() if parameter.dim() == 2]
+    # Of state_dict, because parameters() names each only once, even if two layers share it.
+    matrices = [weight for weight in gpt.model.state_dict().values() if weight.dim() == 2]
     for one, other in itertools.combinations(matrices, 2):
         assert not torch.equal(one, other)

@@ -307,6 +307,23 @@ def test_it_prints_title_result_and_where_to_read_on(project, monkeypatch, capsy
     assert lines[-1] == 'What to expect, and why: exercise 4 in tests/lab/README.md'
 
 
+def test_all_are_measured_also_if_one_fails(project, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise ValueError('it does not fit')
+    result = dict.fromkeys(('train', 'val', 'best', 'letters', 'words', 'ratio', 'difference'), 1.5)
+    result.update(best_step=7, sample='', further='', same=128, total=500)
+    variants = [v for exercise in EXERCISES.values() for v in exercise.variants.values()]
+    for variant in variants:
+        monkeypatch.setattr(variant, 'measure', lambda *_, **__: result)
+    monkeypatch.setattr(variants[0], 'measure', fail)
+    monkeypatch.setattr(exercises, 'change', lambda **_: variants[1])
+    exercises.main(['--all'], project)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 + len(variants) + 1
+    assert [line for line in lines if 'failed' in line] == [
+        '1. Let it see the future: no mask: failed: it does not fit']
+
+
 def test_the_parts_are_measured_with_several_seeds_in_a_table(project, monkeypatch, capsys):
     losses = {1337: 1.5, 1: 1.25, 2: 1.75}
     for variant in PARTS.values():

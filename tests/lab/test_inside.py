@@ -5,19 +5,15 @@ import pytest
 import torch
 
 import inside
-from conftest import SMALL, TEXT, exit_message, import_script, randomize_, save
+from conftest import TEXT, exit_message, random_model, save
 from solutions import EXERCISES
 from watch import attention, watch
 
 STRANGE = '</script>\'"\\\n\u2028😀'
 
 
-def random_model(folder, text=TEXT + STRANGE * 3, *edits, **hyperparameters):
-    """A small gpt.py with random weights, which it has saved."""
-    gpt = import_script(folder, 'gpt.py', text, *edits, **{
-        **SMALL, 'block_size': 32, **hyperparameters})
-    torch.manual_seed(1)
-    randomize_(gpt.model)
+def saved_model(folder, text=TEXT + STRANGE * 3, *edits, **hyperparameters):
+    gpt = random_model(folder, text, *edits, **{'block_size': 32, **hyperparameters})
     save(gpt)
     return gpt
 
@@ -25,7 +21,7 @@ def random_model(folder, text=TEXT + STRANGE * 3, *edits, **hyperparameters):
 @pytest.fixture
 def gpt(tmp_path, monkeypatch):
     monkeypatch.setenv('COLUMNS', '80')
-    return random_model(tmp_path)
+    return saved_model(tmp_path)
 
 
 @pytest.fixture
@@ -72,7 +68,7 @@ def test_what_is_shown_of_an_edited_model_is_what_that_model_computes(tmp_path, 
     """Attention weights are measured here in another way: with a value at one position only, what
     attention passes on is its weight. So they are those of the forward that runs.
     """
-    gpt = random_model(tmp_path, TEXT, *edits)
+    gpt = saved_model(tmp_path, TEXT, *edits)
     seen, text = watch(gpt, TEXT[:9]), TEXT[:9]
     p = watch(gpt, 'the k').logits[-1].softmax(dim=-1).max().item()
     ids = torch.tensor([gpt.encode(text)])
@@ -97,26 +93,26 @@ def test_what_is_shown_of_an_edited_model_is_what_that_model_computes(tmp_path, 
     ('', "the row's query and the column's key\n"),
     ('scores = scores.tanh()', 'what softmax is given\n')])
 def test_what_the_scores_are_is_said_only_as_far_as_it_is_true(tmp_path, show, edit, words):
-    random_model(tmp_path, TEXT, ('scores = scores / math.sqrt(hs)', edit))
+    saved_model(tmp_path, TEXT, ('scores = scores / math.sqrt(hs)', edit))
     assert words in show('the k')
 
 
 def test_a_model_without_a_mask_is_shown_whole(tmp_path, show):
-    random_model(tmp_path, TEXT, *EDITS['no mask'])
+    saved_model(tmp_path, TEXT, *EDITS['no mask'])
     out = show('the k')
     assert 'There is no causal mask' in out and '2. After' not in out and '-inf' not in out
     assert (numbers_below('3. Attention weights', out) > 0.005).triu(1).any()
 
 
 def test_torchs_own_attention_shows_no_scores_and_the_rest_is_shown(tmp_path, show):
-    random_model(tmp_path, TEXT, *edits_of(24, 'block_size = 128'))
+    saved_model(tmp_path, TEXT, *edits_of(24, 'block_size = 128'))
     out = show('the k')
     assert 'No pictures: not each block of this model has one softmax' in out
     assert 'With one head switched off' in out and 'and its probability' in out
 
 
 def test_a_mask_of_large_negative_numbers_is_a_causal_mask_too(tmp_path, show):
-    random_model(tmp_path, TEXT, ('-math.inf, device', '-1e9, device'))
+    saved_model(tmp_path, TEXT, ('-math.inf, device', '-1e9, device'))
     assert 'nobody reads what comes later' in show('the k')
 
 
@@ -130,12 +126,19 @@ def test_without_a_softmax_in_each_block_no_weights_are_shown(gpt):
     ([('self.ln_f = ', 'self.norm = '), ('self.ln_f(', 'self.norm(')], 'ln_f'),
     ([('range(n_layer)', 'range(0)')], 'index 0')])
 def test_a_model_without_the_names_that_are_watched_gets_one_sentence(tmp_path, edits, name):
-    message = exit_message(watch, random_model(tmp_path, TEXT, *edits), TEXT[:9])
-    assert name in message and 'other names' in message
+    message = exit_message(watch, saved_model(tmp_path, TEXT, *edits), TEXT[:9])
+    assert name in message and 'another name' in message
+
+
+def test_nearest_says_so_too(tmp_path):
+    saved_model(tmp_path, TEXT, ('self.token_embedding_table = ', 'self.wte = '),
+                ('self.token_embedding_table(', 'self.wte('),
+                ('nn.init.normal_(self.token_embedding_table.weight, std=0.1)', 'pass'))
+    assert 'another name' in exit_message(inside.main, ['--nearest', 'e'], tmp_path)
 
 
 def test_tokens_longer_than_a_character_get_one_sentence(tmp_path):
-    random_model(tmp_path, TEXT, *edits_of(12, '300 pairs'))
+    saved_model(tmp_path, TEXT, *edits_of(12, '300 pairs'))
     assert 'one column for each' in exit_message(inside.main, ['the'], tmp_path)
 
 
@@ -160,7 +163,7 @@ def test_layer_by_layer_the_most_probable_characters_are_named(gpt, show):
 
 
 def test_watching_leaves_the_model_as_it_was_and_sees_it_without_dropout(tmp_path):
-    gpt = random_model(tmp_path, dropout=0.5)
+    gpt = saved_model(tmp_path, dropout=0.5)
     before = watch(gpt, TEXT[:9])
     watch(gpt, TEXT[:9], [(1, 1), (2, 2)])
     assert torch.equal(watch(gpt, TEXT[:9]).logits, before.logits)
@@ -235,7 +238,7 @@ def test_nearest_sorts_the_other_characters_by_cosine(gpt, show):
 @pytest.mark.parametrize('text', [None, TEXT[:90]], ids=['first', 'long'])
 def test_the_page_lies_beside_its_checkpoint_and_begins_with_the_text_or_validation_text(
         gpt, show, tmp_path, text):
-    other = random_model(tmp_path / 'other', block_size=70)
+    other = saved_model(tmp_path / 'other', block_size=70)
     path = tmp_path / 'other' / 'gpt.html'
     options = '--page', '--checkpoint', str(tmp_path / 'other')
     assert str(path) in show(*([] if text is None else [text]), *options)
@@ -246,7 +249,7 @@ def test_the_page_lies_beside_its_checkpoint_and_begins_with_the_text_or_validat
 
 
 def test_a_model_of_the_lessons_size_gets_a_page_and_a_larger_one_a_line(tmp_path, monkeypatch):
-    gpt = random_model(tmp_path)
+    gpt = saved_model(tmp_path)
     monkeypatch.setattr(inside, 'page_html', lambda *_: 'page')
     gpt.model.more = torch.nn.Parameter(torch.empty(19_900_000, device='meta'))
     inside.write_page(gpt, tmp_path / 'gpt.html', 'the', 1, 1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import inside
-from conftest import SMALL, TEXT, import_script, randomize_
+from conftest import TEXT, random_model
 from solutions import EXERCISES
 from watch import watch
 
@@ -48,12 +48,10 @@ OTHERS = [{'name': '<img src=x> & "a".pt', 'history': [[0, 4.5, 4.5], [300, 2.5,
 
 
 # --- Models, and their pages in the browser
-def random_model(folder, *edits, more='', **sizes):
-    """A gpt.py with random weights, in which the epsilon of the first layer norm matters."""
-    gpt = import_script(folder, 'gpt.py', TEXT + STRANGE * 3 + SCRIPT + more, *edits, **{
-        **SMALL, 'n_embd': 24, 'n_head': 3, **sizes})
-    torch.manual_seed(1)
-    randomize_(gpt.model)
+def page_model(folder, *edits, more='', **sizes):
+    """A random model in which the epsilon of the first layer norm matters."""
+    gpt = random_model(folder, TEXT + STRANGE * 3 + SCRIPT + more, *edits, **{
+        'n_embd': 24, 'n_head': 3, **sizes})
     with torch.no_grad():
         gpt.model.token_embedding_table.weight *= 0.01
         gpt.model.position_embedding_table.weight *= 0.01
@@ -64,8 +62,8 @@ def random_model(folder, *edits, more='', **sizes):
 def models(tmp_path_factory):
     """A small model, and one that can read more than the page shows; only that one knows ’."""
     folder = tmp_path_factory.mktemp('models')
-    return {'small': random_model(folder / 'small'),
-            'large': random_model(folder / 'large', more='’', block_size=128, n_embd=30,
+    return {'small': page_model(folder / 'small'),
+            'large': page_model(folder / 'large', more='’', block_size=128, n_embd=30,
                                   n_layer=3)}
 
 
@@ -474,7 +472,7 @@ def test_a_model_without_a_history_has_no_picture_of_it(models, open_page, runs)
 # --- Another model
 @pytest.mark.parametrize('name', EDITS)
 def test_the_page_of_an_edited_model_shows_nothing_and_says_why(tmp_path, open_page, name):
-    page = open_page(random_model(tmp_path, *EDITS[name]), runs=[OWN], shown=False)
+    page = open_page(page_model(tmp_path, *EDITS[name]), runs=[OWN], shown=False)
     why = page.inner_text('#about')
     assert 'only the unedited model' in why and \
         'python tests/lab/inside.py --checkpoint try/gpt-own.pt in' in why

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import sample
-from conftest import (SMALL, TEXT, copy_script, exit_message, import_script, randomize_, run_here,
-                      save)
+from conftest import SMALL, TEXT, copy_script, exit_message, random_model, run_here, save
 from scripts import edited, load_checkpoint
+from solutions import EXERCISES
 
 
 @pytest.fixture
@@ -29,11 +29,9 @@ def text_of(here, capsys):
     return text_of
 
 
-def saved(folder, text=TEXT, *edits, **hyperparameters):
-    """A gpt.py with random weights, which it has saved, and the path of the file."""
-    gpt = import_script(folder, 'gpt.py', text, *edits, **{**SMALL, **hyperparameters})
-    torch.manual_seed(1)
-    randomize_(gpt.model)
+def saved(*arguments, **hyperparameters):
+    """A random model, which is saved, and the path of the file."""
+    gpt = random_model(*arguments, **hyperparameters)
     return gpt, save(gpt)
 
 
@@ -162,17 +160,8 @@ def test_without_a_checkpoint_it_is_the_newest_run_in_the_folder_which_it_names(
 
 @pytest.mark.parametrize('block_size', [16, 67])  # with 67, the text takes all its characters
 def test_an_edited_tokenizer_may_have_tokens_of_two_characters(here, text_of, block_size):
-    gpt, path = saved(here, TEXT, (
-        'chars = sorted(set(text))',
-        'pairs = sorted({a + b for a, b in zip(text, text[1:])})\n'
-        'chars = sorted(set(text)) + pairs'), (
-        '    return [stoi[character] for character in string]', """\
-    ids, i = [], 0
-    while i < len(string):
-        token = string[i:i + 2] if string[i:i + 2] in stoi else string[i]
-        ids.append(stoi[token])
-        i += len(token)
-    return ids"""), block_size=block_size)
+    gpt, path = saved(here, TEXT, *EXERCISES[12].variants['300 pairs'].edits,
+                      block_size=block_size)
     assert max(map(len, gpt.chars)) == 2
     assert_same_model(gpt, path)
     assert text_of('The king').startswith('The king')

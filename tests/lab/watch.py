@@ -19,6 +19,10 @@ from torch.overrides import TorchFunctionMode
 Seen = namedtuple('Seen', 'products scores weights lens logits losses')
 
 
+MISSING = ('Error: watch.py looks for a part that this model does not have ({}): if yours has '
+           'another name, write that into tests/lab/watch.py')
+
+
 def attention(gpt, layer):
     """The attention of this layer, counted from 1."""
     return gpt.model.blocks[layer - 1].sa
@@ -37,7 +41,7 @@ class Softmaxes(TorchFunctionMode):
         if name in ('matmul', '__matmul__'):
             self.product = result
         if name == 'softmax' and result.dim() == 4:
-            # Without such a product (of einsum, say), nothing can be said of where scores come from.
+            # Without such a product (of einsum, say), nothing is known of where scores come from.
             known = self.product is not None and self.product.shape == result.shape
             self.calls.append((self.product if known else result, args[0], result))
         return result
@@ -63,8 +67,7 @@ def watch(gpt, text, off=()):
     try:
         model.ln_f, model.lm_head, model.blocks[0], attention(gpt, 1).proj
     except (AttributeError, IndexError) as error:
-        sys.exit(f'Error: watch.py looks for parts that this model does not have ({error}): if '
-                 'yours have other names, write those into tests/lab/watch.py')
+        sys.exit(MISSING.format(error))
     try:
         hooks.append(model.blocks[0].register_forward_pre_hook(
             lambda block, inputs: stream.append(inputs[0][0])))
@@ -89,4 +92,7 @@ def watch(gpt, text, off=()):
 
 def token_embeddings(gpt):
     """The vector of each character, (vocab_size, C)."""
-    return gpt.model.token_embedding_table.weight.detach()
+    try:
+        return gpt.model.token_embedding_table.weight.detach()
+    except AttributeError as error:
+        sys.exit(MISSING.format(error))
