@@ -13,8 +13,8 @@ def change(*edits, steps=1000, measure=train, text=None, **settings):
 
 
 def without(line):
-    """An edit: a # before this line."""
-    return (line, f'# {line}')
+    """An edit: a # before this line of a method. (Where there is one already, it does not fit.)"""
+    return (f'        {line}', f'        # {line}')
 
 
 @dataclass

@@ -232,6 +232,10 @@ def test_changed_code_is_named_and_only_where_an_exercise_edits_it(project, tmp_
     with pytest.raises(ValueError, match=r'0 times, not once: out = F\.relu\(out\)\): put that'):
         prepare(tmp_path, VARIANTS['Another activation function: GELU'], project)
     prepare(tmp_path, VARIANTS['Weight tying: tied weights'], project)
+    no_positions = VARIANTS['Take the positions away: no positions']
+    copy_script(project, 'gpt.py', TEXT * 9, *no_positions.edits)
+    with pytest.raises(ValueError, match='0 times'):  # it is a comment there already
+        prepare(tmp_path, no_positions, project)
 
 
 def test_the_time_of_a_step_is_compared_with_the_same_settings(project):
