@@ -244,6 +244,8 @@ def test_the_time_of_a_step_is_compared_with_the_same_settings(project):
     for name in names_of(measure.compare_steps):
         result = measure.compare_steps(VARIANTS[name], project, 10, **small)
         assert result['difference'] < 1e-5 and result['ratio'] > 0
+    gelu = VARIANTS['Another activation function: GELU']
+    assert measure.compare_steps(gelu, project, 10, **small)['difference'] > 1e-3
 
 
 def test_the_caches_are_compared_with_the_newest_run(project, solved):

@@ -132,6 +132,14 @@ def test_values_are_set_below_the_last_hyperparameter_and_only_those_that_there_
         edited(source, n_layers=2)
 
 
+def test_the_settings_are_those_of_the_run_but_for_the_seed(here):
+    """So that an edited seed gives another text."""
+    _, path = saved(here, batch_size=3, seed=5)
+    copy_script(here, 'gpt.py', **{**SMALL, 'seed': 6})
+    gpt = load_checkpoint(path)
+    assert (gpt.batch_size, gpt.seed) == (3, 6)
+
+
 def test_a_size_that_is_set_again_below_is_an_error_and_not_another_model(here):
     _, path = saved(here)
     copy_script(here, 'gpt.py', TEXT, ('\n# --- Model', '\nn_head = 4\n# --- Model'), **SMALL)
