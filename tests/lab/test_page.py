@@ -412,7 +412,8 @@ def test_the_points_of_the_curves_stand_where_the_axes_say(models, open_page, wi
     resize(page, width)
     wait_for(page, "find('ring').cx.baseVal.value < find('curves').clientWidth")  # drawn anew
     x, y = scale(page, 'x'), scale(page, 'y')
-    assert x(2500) < page.evaluate("find('curves').clientWidth")
+    assert 0 < x(0) < x(2500) < page.evaluate("find('curves').clientWidth")
+    assert 0 < y(3.0) < y(1.4) < page.evaluate("find('curves').clientHeight")  # 0 is at the top
     for column, name in ((1, 'train'), (2, 'val')):
         expected = [[x(report[0]), y(report[column])] for report in OWN['history']]
         assert circles(page, f'circle.{name}') == [pytest.approx(at, abs=0.1) for at in expected]
