@@ -445,9 +445,10 @@ def test_high_losses_at_the_start_are_cut_off_and_the_page_says_so(models, open_
 
 
 def test_each_other_run_has_its_name_as_text_and_the_best_comes_first(models, open_page):
-    page = open_page(models['small'], runs=[OWN, *OTHERS, {'name': 'gpt.pt', 'history': []}])
+    own = {**OWN, 'name': '<i>own</i>.pt'}
+    page = open_page(models['small'], runs=[own, *OTHERS, {'name': 'gpt.pt', 'history': []}])
     assert texts(page, '#runs tr') == [
-        'runlowestat step', 'gpt-better.pt1.7002,500', 'gpt-own.pt (this model)1.8001,500',
+        'runlowestat step', 'gpt-better.pt1.7002,500', '<i>own</i>.pt (this model)1.8001,500',
         OTHERS[0]['name'] + '2.600300']
     assert texts(page, '#curves .other title') == [run['name'] for run in OTHERS]
     assert page.locator('img').count() == 0
