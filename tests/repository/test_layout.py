@@ -30,6 +30,15 @@ def test_outside_the_hyperparameters_and_the_model_the_gpt_adds_a_few_lines():
     assert len(changes) - len(removed) == 10, changes
 
 
+def test_inside_them_the_same_lines_are_the_same_text():
+    models = [source[source.index('    def forward(self, idx, targets'):
+                     source.index('torch.manual_seed')].splitlines() for source in (BIGRAM, GPT)]
+    removed = [line for line in difflib.ndiff(*models) if line[0] == '-']
+    assert len(removed) == 3, removed  # logits from the table; in generate, of the last character
+    for line in ('device = .*', 'seed = .*', '    # AdamW moves .*\n.*'):
+        assert len({re.search(f'(?m)^{line}', source)[0] for source in (BIGRAM, GPT)}) == 1
+
+
 @each_source
 def test_each_script_has_the_same_sections_in_the_same_order(source):
     marks = ['# --- Hyperparameters', '# --- Text and tokenizer', '# --- Batches',
