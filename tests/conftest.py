@@ -40,13 +40,14 @@ def copy_script(folder, script, text=TEXT, *edits, **hyperparameters):
 
 
 def import_script(folder, script, text=TEXT, *edits, **hyperparameters):
-    """A script, copied and edited, as an imported module."""
-    return load(copy_script(folder, script, text, *edits, **hyperparameters))
+    """A script as a module: copied, edited, and small, but for the hyperparameters given here."""
+    values = {**SMALL_OF[script], **hyperparameters}
+    return load(copy_script(folder, script, text, *edits, **values))
 
 
 def random_model(folder, text=TEXT, *edits, **hyperparameters):
     """A small gpt.py as a module, whose weights are all random: so each of them matters."""
-    gpt = import_script(folder, 'gpt.py', text, *edits, **{**SMALL, **hyperparameters})
+    gpt = import_script(folder, 'gpt.py', text, *edits, **hyperparameters)
     torch.manual_seed(1)
     randomize_(gpt.model)
     return gpt
@@ -108,12 +109,16 @@ def randomize_(model):
 
 
 @pytest.fixture
+def bigram(tmp_path):
+    return import_script(tmp_path, 'bigram.py')
+
+
+@pytest.fixture
 def gpt(tmp_path):
-    """A small gpt.py as a module."""
-    return import_script(tmp_path, 'gpt.py', **SMALL)
+    return import_script(tmp_path, 'gpt.py')
 
 
 @pytest.fixture(params=['bigram.py', 'gpt.py'])
 def module(request, tmp_path):
-    """bigram.py and gpt.py in turn, small: a test with `module` holds for both."""
-    return import_script(tmp_path, request.param, **SMALL_OF[request.param])
+    """bigram.py and gpt.py in turn: a test with `module` holds for both."""
+    return import_script(tmp_path, request.param)

@@ -26,7 +26,7 @@ from scripts import (PROJECT, find_checkpoint, load, load_checkpoint, read_check
 
 @torch.no_grad()
 def exact_loss(model, ids, block_size):
-    """The mean loss, in nats per character, over consecutive windows; the last may be shorter."""
+    """The mean loss over consecutive windows, of which the last may be shorter."""
     def batches(ids):
         *windows, last = ids.split(block_size)
         return [torch.stack(windows[i:i + 64]) for i in range(0, len(windows), 64)] + [last[None]]
@@ -37,16 +37,26 @@ def exact_loss(model, ids, block_size):
     return sum(losses) / (len(ids) - 1)
 
 
-def exact_loss_per_character(gpt, model):
-    """The exact loss of a model on the validation text of gpt, a module, in nats per character:
-    also where tokens are longer than one.
-    """
-    loss = exact_loss(model, gpt.val_data, gpt.block_size)
+def exact_loss_per_character(gpt):
+    """The exact loss of gpt.model, also where tokens are longer than a character."""
+    loss = exact_loss(gpt.model, gpt.val_data, gpt.block_size)
     return loss * len(gpt.val_data) / len(gpt.decode(gpt.val_data.tolist()))
 
 
+def load_with_text(path, project=PROJECT):
+    """gpt.py as a module, with the text beside a saved model, or else the project's: with the saved
+    weights, if that text has the characters that they were trained on.
+    """
+    saved, script = load_checkpoint(path), script_beside(path)
+    folder = path.parent if (path.parent / 'input.txt').exists() else project
+    gpt = load(script, folder=folder, **settings_for(script, read_checkpoint(path)['settings']))
+    if gpt.chars == saved.chars:
+        gpt.model.load_state_dict(saved.model.state_dict())
+    return gpt
+
+
 def table_loss(train, val, vocab_size):
-    """The loss of the bigram table found by counting, every count plus one: nats per character."""
+    """The loss of the bigram table found by counting, every count plus one."""
     pairs = train[:-1] * vocab_size + train[1:]  # a number for each pair of token ids
     counts = 1 + pairs.bincount(minlength=vocab_size ** 2).view(vocab_size, vocab_size)
     table = (counts / counts.sum(dim=1, keepdim=True)).log()
@@ -57,8 +67,7 @@ def ngram_loss(train, val, n=5, discount=0.8):
     """The loss of counts alone: interpolated, with absolute discounting (Ney et al. 1994).
 
     Every count gives up a little probability, which is shared out as a context that is one
-    character shorter predicts. n and discount are about the best for our text. The loss is in
-    nats per character.
+    character shorter predicts. n and discount are about the best for our text.
     """
     counts, totals, kinds = Counter(), Counter(), Counter()  # kinds: different next characters
     for length in range(1, n + 1):
@@ -89,27 +98,24 @@ def main(argv=None, project=PROJECT):
     arguments = parser.parse_args(argv)
     if arguments.model and arguments.checkpoint:
         parser.error(f'--checkpoint is for gpt.py, not for {arguments.model}')
-    if not arguments.model:
-        path = find_checkpoint(arguments.checkpoint or project)
-        model, checkpoint = load_checkpoint(path).model, read_checkpoint(path)
-        script = script_beside(path)
-        folder = path.parent if (path.parent / 'input.txt').exists() else project
-        gpt = load(script, folder=folder, **settings_for(script, checkpoint['settings']))
-        length = checkpoint['settings'].get('text_length', len(gpt.text))
-        if gpt.chars != checkpoint['chars'] or len(gpt.text) != length:
-            sys.exit(f'Error: {folder / "input.txt"} is not the text that the model was trained '
-                     'on: put that there, or train again')
-        print(f'exact validation loss: {exact_loss_per_character(gpt, model):.4f}')
-        return
-    script = load(project / 'bigram.py', device='cpu')
+    if arguments.model:
+        script = load(project / 'bigram.py', device='cpu')
     if arguments.model == 'ngram':
         loss = ngram_loss(script.text[:script.n_train], script.text[script.n_train:])
-    else:
+    elif arguments.model == 'bigram':
         with contextlib.redirect_stdout(io.StringIO()):
             script.train()
         table = table_loss(script.train_data, script.val_data, script.vocab_size)
         print(f'counts plus one, normalised: {table:.4f}')
         loss = exact_loss(script.model, script.val_data, script.block_size)
+    else:
+        path = find_checkpoint(arguments.checkpoint or project)
+        gpt, checkpoint = load_with_text(path, project), read_checkpoint(path)
+        length = checkpoint['settings'].get('text_length', len(gpt.text))
+        if gpt.chars != checkpoint['chars'] or len(gpt.text) != length:
+            sys.exit(f'Error: {gpt.folder / "input.txt"} is not the text that the model was '
+                     'trained on: put that there, or train again')
+        loss = exact_loss_per_character(gpt)
     print(f'exact validation loss: {loss:.4f}')
 
 

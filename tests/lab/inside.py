@@ -39,16 +39,16 @@ def check(condition, message):
 
 
 # --- In the terminal
-def table(numbers, labels, hidden='-inf'):
-    """The lines of a table of numbers (T, T), with the characters at its sides; -inf is hidden."""
-    rows = [''.join(f'{hidden if number == -math.inf else f"{number:.2f}":>8}' for number in row)
-            for row in numbers.tolist()]
-    return [' ' + ''.join(f'{label:>8}' for label in labels),
-            *(label + row for label, row in zip(labels, rows))]
+def print_table(title, numbers, labels, hidden='-inf'):
+    """Prints numbers (T, T), with the characters at their sides; hidden stands for -inf."""
+    print(title, ' ' + ''.join(f'{label:>8}' for label in labels), sep='\n')
+    for label, row in zip(labels, numbers.tolist()):
+        print(label + ''.join(f'{number:8.2f}' for number in row).replace('-inf', f'{hidden:>4}'))
+    print()
 
 
-def by_hand(seen, layer, head, labels, head_size):
-    """The lines that show how one head arrives at its attention weights."""
+def print_by_hand(seen, layer, head, labels, head_size):
+    """Prints how one head arrives at its attention weights."""
     products, scores, weights = (
         tensors[layer - 1, head - 1] for tensors in (seen.products, seen.scores, seen.weights))
     masked = scores == -math.inf
@@ -56,19 +56,15 @@ def by_hand(seen, layer, head, labels, head_size):
     for divisor, words in ((1, ''), (math.sqrt(head_size), f', / sqrt({head_size})')):
         if torch.allclose((products / divisor)[~masked], scores[~masked]):
             which = f"dot product of the row's query and the column's key{words}"
-    lines = [f'Attention by hand: layer {layer}, head {head}',
-             'A row is a character that reads, a column one that is read.',
-             '',
-             f'1. Scores: {which}',
-             *table(scores, labels, '-'),
-             '']
-    if not weights.triu(1).any():
-        lines += ['2. After the causal mask: nobody reads what comes later',
-                  *table(scores, labels), '']
+    print(f'Attention by hand: layer {layer}, head {head}\n'
+          'A row is a character that reads, a column one that is read.\n')
+    print_table(f'1. Scores: {which}', scores, labels, '-')
+    if weights.triu(1).any():
+        print('2. There is no causal mask: a character may read what comes later\n')
     else:
-        lines += ['2. There is no causal mask: a character may read what comes later', '']
-    return lines + ['3. Attention weights, by softmax: they are positive, and each row sums to 1',
-                    *table(weights, labels), '']
+        print_table('2. After the causal mask: nobody reads what comes later', scores, labels)
+    print_table('3. Attention weights, by softmax: they are positive, and each row sums to 1',
+                weights, labels)
 
 
 def picture(weights, labels, title):
@@ -80,61 +76,62 @@ def picture(weights, labels, title):
     return [line.ljust(max(map(len, lines))) for line in lines]
 
 
-def triangles(seen, labels, width):
-    """The lines of the pictures of all heads, as many of a layer side by side as fit the width."""
+def print_pictures(seen, labels, width):
+    """Prints the pictures of all heads, as many of a layer side by side as fit the width."""
     fit = max((width + 2) // (max(len(labels) + 2, len('layer 1, head 1')) + 2), 1)
-    lines = []
     for layer, heads in enumerate(seen.weights, 1):
         pictures = [picture(weights, labels, f'layer {layer}, head {head}')
                     for head, weights in enumerate(heads, 1)]
         for first in range(0, len(pictures), fit):
-            lines += ['  '.join(row).rstrip() for row in zip(*pictures[first:first + fit])] + ['']
-    return lines + ['Weights: ' + ', '.join(f'{shade} from {limit}'
-                                            for shade, limit in zip(SHADES, (0,) + LIMITS))
-                    + f'. _ is a space, {NEWLINE} a new line.', '']
+            for row in zip(*pictures[first:first + fit]):
+                print('  '.join(row).rstrip())
+            print()
+    shades = ', '.join(f'{shade} from {limit}' for shade, limit in zip(SHADES, (0,) + LIMITS))
+    print(f'Weights: {shades}. _ is a space, {NEWLINE} a new line.\n')
 
 
-def without_heads(gpt, text, seen):
-    """The lines with the mean loss of a text if one head is switched off."""
+def print_without_heads(gpt, text, seen):
+    """Prints the mean loss of a text, and what it is if one head is switched off."""
     loss = seen.losses.mean().item()
-    lines = [f'Mean loss of this text: {loss:.2f}. With one head switched off:']
+    print(f'Mean loss of this text: {loss:.2f}. With one head switched off:')
     for layer in range(1, len(seen.lens)):
         for head in range(1, gpt.n_head + 1):
             other = watch(gpt, text, [(layer, head)]).losses.mean().item()
             rise = round(other, 2) - round(loss, 2)  # as printed
-            lines.append(f'layer {layer}, head {head}: {other:.2f} ({rise:+.2f})')
-    return lines + ['']
+            print(f'layer {layer}, head {head}: {other:.2f} ({rise:+.2f})')
+    print()
 
 
-def layer_by_layer(seen, labels, names):
-    """The lines with the most probable next characters if the model stopped after a layer."""
-    lines = [f'The next character after {labels}, if the model stopped early']
+def print_layers(seen, labels, names):
+    """Prints the most probable next characters if the model stopped after a layer."""
+    print(f'The next character after {labels}, if the model stopped early')
     for layer, logits in enumerate(seen.lens[:, -1]):
         ps, ids = logits.softmax(dim=-1).topk(min(5, len(names)))
-        lines.append(f'after layer {layer}: '.replace('layer 0', 'no layer') + '  '.join(
+        print(f'after layer {layer}:' if layer else 'after no layer:', '  '.join(
             f'{names[i]} {p:.2f}' for i, p in zip(ids.tolist(), ps.tolist())))
-    return lines + ['']
+    print()
 
 
-def bars(logits, names):
-    """The lines with the ten most probable next characters at three temperatures."""
+def print_bars(logits, labels, names):
+    """Prints the ten most probable next characters at three temperatures."""
+    print(f'The next character after {labels}, and its probability')
     temperatures = (0.5, 1, 1.5)
-    lines = ['  ' + ''.join(f'temperature {temperature:<10}' for temperature in temperatures)]
+    print('  ' + ''.join(f'temperature {temperature:<10}' for temperature in temperatures).rstrip())
     columns = [(logits / temperature).softmax(dim=-1) for temperature in temperatures]
     for i in logits.argsort(descending=True)[:10].tolist():
-        lines.append(f'{names[i]} ' + ''.join(
-            f'{BAR * round(12 * p[i].item())} {p[i]:.2f}'.strip().ljust(22) for p in columns))
-    return [line.rstrip() for line in lines]
+        print(names[i], ''.join(f'{BAR * round(12 * p[i].item())} {p[i]:.2f}'.strip().ljust(22)
+                                for p in columns).rstrip())
 
 
-def nearest(gpt, asked, names):
-    """The lines with the characters whose token embeddings point most nearly the same way."""
+def print_nearest(gpt, asked, names):
+    """Prints the characters whose token embeddings point most nearly the same way."""
     vectors = F.normalize(token_embeddings(gpt))  # each of length 1
     asked = gpt.chars.index(asked)
     cosines = vectors @ vectors[asked]  # (vocab_size)
     others = [i for i in cosines.argsort(descending=True).tolist() if i != asked]
-    return [f'cosine similarity with {names[asked]}:',
-            *(f'{names[i]} {cosines[i]:.2f}' for i in others[:10])]
+    print(f'cosine similarity with {names[asked]}:')
+    for i in others[:10]:
+        print(f'{names[i]} {cosines[i]:.2f}')
 
 
 # --- The page
@@ -177,10 +174,7 @@ def write_page(gpt, path, text, layer, head, runs=()):
     size = sum(parameter.numel() for parameter in gpt.model.parameters())
     check(size <= LARGEST, f'the model has {size:,} parameters, and a browser can hold about '
           f'{LARGEST:,}: leave out --page, for pictures in the terminal')
-    try:
-        path.write_text(page_html(gpt, text, layer, head, runs), encoding='utf-8')
-    except OSError as error:
-        check(False, f'cannot write {path} ({error.strerror})')
+    path.write_text(page_html(gpt, text, layer, head, runs), encoding='utf-8')
     print(f'The page is in {path}: open it in a browser. (It knows the design of our gpt.py, with '
           'any sizes. If you changed the design, leave out --page.)')
 
@@ -220,7 +214,7 @@ def main(argv=None, project=PROJECT):
     if arguments.nearest is not None:
         check(arguments.nearest in gpt.chars, f'--nearest: {arguments.nearest!r} is not one of '
               'the characters that the model knows')
-        print(*nearest(gpt, arguments.nearest, in_order), sep='\n')
+        print_nearest(gpt, arguments.nearest, in_order)
         return
 
     check(all(len(token) == 1 for token in gpt.chars), 'the tokens of this model are longer than '
@@ -251,14 +245,12 @@ def main(argv=None, project=PROJECT):
               'weights. (Torch\'s own attention, as in exercise 24, shows neither.)\n')
     else:
         if len(text) <= BY_HAND:
-            print(*by_hand(seen, arguments.layer, arguments.head, labels,
-                           gpt.n_embd // gpt.n_head), sep='\n')
-        print(*triangles(seen, labels, width), sep='\n')
+            print_by_hand(seen, arguments.layer, arguments.head, labels, gpt.n_embd // gpt.n_head)
+        print_pictures(seen, labels, width)
     if len(text) > 1:
-        print(*without_heads(gpt, text, seen), sep='\n')
-    print(*layer_by_layer(seen, labels, in_order), sep='\n')
-    print(f'The next character after {labels}, and its probability')
-    print(*bars(seen.logits[-1], in_order), sep='\n')
+        print_without_heads(gpt, text, seen)
+    print_layers(seen, labels, in_order)
+    print_bars(seen.logits[-1], labels, in_order)
 
 
 if __name__ == '__main__':

@@ -10,9 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from exact_loss import exact_loss_per_character
-from scripts import (PROJECT, find_runs, load, load_checkpoint, read_checkpoint, script_beside,
-                     settings_for)
+from exact_loss import exact_loss_per_character, load_with_text
+from scripts import PROJECT, find_runs, read_checkpoint
 
 # Runs that share these estimate their losses on the same passages, so their losses can be compared.
 SHARED = ('batch_size', 'block_size', 'eval_iters', 'text_length')
@@ -37,53 +36,45 @@ def passages(run):
 def comparable_runs(path):
     """Name, path and history of a run, and then of those beside it that can be compared with it."""
     beside = [other for other in find_runs(path.absolute().parent) if other.name != path.name]
-    own, *others = read_runs([path, *beside])
-    others = [run for run in others if run['history'] and passages(run) == passages(own)]
+    runs = read_runs([path, *beside])
     return [{'name': run['path'].name, 'path': str(run['path']), 'history': run['history']}
-            for run in (own, *others)]
+            for run in runs if passages(run) == passages(runs[0])]
 
 
-def measured(run):
-    """The exact loss of a run, and a remark if its model is no longer what was saved."""
-    script = script_beside(run['path'])
+def measured(run, saved):
+    """The exact loss of a run, and a remark if its model no longer has the loss that was saved."""
     try:
-        model = load_checkpoint(run['path']).model
-        gpt = load(script, **settings_for(script, run['settings']))
+        gpt = load_with_text(run['path'])
     except (SystemExit, OSError, AssertionError):
         return '-', 'not measured: it does not fit the gpt.py beside it, or there is no text'
     if gpt.chars != run['chars']:
         return '-', 'not measured: its text has changed'
-    gpt.model = model
-    saved = min((val for step, _, val in run['history'] if step > 0), default=None)
     changed = saved is not None and abs(gpt.estimate_loss()['val'] - saved) > 0.001
-    return (f'{exact_loss_per_character(gpt, model.eval()):.4f}',
-            'no longer reaches the loss that it was saved with: its code or its text has changed'
-            if changed else '')
+    return f'{exact_loss_per_character(gpt):.4f}', (
+        'no longer reaches the loss that it was saved with: its code or its text has changed'
+        if changed else '')
 
 
 def row(name, run, differing, exact):
-    """What the table says of a run: a dictionary from the head of a column to its text."""
+    """What the table says of a run, as a list of texts."""
     history, settings = run['history'], run['settings']
     parameters = sum(weight.numel() for weight in run['model'].values())
-    cells = {'run': name, 'parameters': f'{parameters:,}'}
-    cells.update((name, str(settings.get(name, '-'))) for name in differing)
     trained = [report for report in history if report[0] > 0]
     step, _, best = min(trained, key=lambda report: report[2], default=('-', None, None))
     # Of a run that was stopped, or is still going on, the last report is not the end.
-    cells['steps'] = f"{history[-1][0]} of {settings['max_iters']}" if history else '-'
-    cells['best val loss'] = f'{best:.4f}' if trained else '-'
-    cells['at step'] = str(step)
-    if exact:
-        cells['exact loss'], cells[''] = measured(run)
-    return cells
+    return [name, f'{parameters:,}', *(str(settings.get(setting, '-')) for setting in differing),
+            f"{history[-1][0]} of {settings['max_iters']}" if history else '-',
+            f'{best:.4f}' if trained else '-', str(step),
+            *(measured(run, best) if exact else ('', ''))]
 
 
-def table(rows):
-    """The lines of a table: numbers to the right, names and remarks to the left."""
-    widths = {name: max(len(name), *(len(cells[name]) for cells in rows)) for name in rows[0]}
-    return ['  '.join(cells[name].ljust(width) if name in ('run', '') else cells[name].rjust(width)
-                      for name, width in widths.items()).rstrip()
-            for cells in [{name: name for name in widths}, *rows]]
+def print_table(rows):
+    """Prints numbers to the right, names and remarks to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for name, *numbers, remark in rows:
+        numbers = map(str.rjust, numbers, widths[1:])
+        print('  '.join([name.ljust(widths[0]), *numbers, remark]).rstrip())
+    print()
 
 
 def main(argv=None, project=PROJECT):
@@ -105,15 +96,17 @@ def main(argv=None, project=PROJECT):
     same = [f'{name} = {value}' for name, value in runs[-1]['settings'].items()
             if name not in differing]
     one_folder = len({run['path'].parent for run in runs}) == 1
+    head = ['run', 'parameters', *differing, 'steps', 'best val loss', 'at step',
+            'exact loss' if arguments.exact else '', '']
     groups = {}  # runs whose losses can be compared; the group of the newest run comes last
-    for run in reversed(runs):
-        groups.setdefault(passages(run), []).insert(0, run)
-    for group in reversed(groups.values()):
+    for run in runs:
+        groups[passages(run)] = [*groups.pop(passages(run), []), run]
+    for group in groups.values():
         if len(groups) > 1:
             print('Estimated on the same passages, with ' + ', '.join(
                 f"{name} = {group[0]['settings'].get(name, '?')}" for name in SHARED) + ':')
-        print(*table([row(run['path'].name if one_folder else str(run['path']), run, differing,
-                          arguments.exact) for run in group]), '', sep='\n')
+        print_table([head, *(row(run['path'].name if one_folder else str(run['path']), run,
+                                 differing, arguments.exact) for run in group)])
     print(f'The same in all: {", ".join(same)}')
     if len(groups) > 1:
         print('Losses of different tables cannot be compared' + (

@@ -37,12 +37,10 @@ def main(argv=None, project=PROJECT):
         if getattr(arguments, name) is not None:
             setattr(gpt, name, getattr(arguments, name))
     torch.manual_seed(gpt.seed)
-    ids = [0]
-    if arguments.prompt is not None:
-        unknown = sorted(set(arguments.prompt) - set(gpt.chars))
-        if unknown:
-            sys.exit(f'Error: the model does not know {unknown}: leave them out')
-        ids = gpt.encode(arguments.prompt)
+    unknown = sorted(set(arguments.prompt or '') - set(gpt.chars))
+    if unknown:
+        sys.exit(f'Error: the model does not know {unknown}: leave them out')
+    ids = [0] if arguments.prompt is None else gpt.encode(arguments.prompt)
     context = torch.tensor([ids])  # (1, T)
     print(gpt.decode(gpt.model.generate(context, arguments.length)[0].tolist()))
     return gpt

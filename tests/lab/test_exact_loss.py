@@ -4,17 +4,21 @@ import math
 import pytest
 import torch
 
-from conftest import (SMALL, SMALL_BIGRAM, TEXT, copy_script, exit_message, import_script, save)
+from conftest import SMALL_BIGRAM, TEXT, copy_script, exit_message, import_script, save
 from exact_loss import exact_loss, main, ngram_loss, table_loss
 from solutions import EXERCISES
 
 
 @pytest.fixture
-def here(tmp_path):
-    """A folder with small scripts."""
-    copy_script(tmp_path, 'gpt.py', **SMALL)
-    copy_script(tmp_path, 'bigram.py', **SMALL_BIGRAM)
-    return tmp_path
+def losses_of(tmp_path, capsys):
+    """The losses that exact_loss.py prints with these arguments."""
+    def losses_of(*arguments):
+        capsys.readouterr()
+        main(list(map(str, arguments)), tmp_path)
+        lines = [line.split(': ') for line in capsys.readouterr().out.splitlines()]
+        assert lines[-1][0] == 'exact validation loss'
+        return [float(loss) for _, loss in lines]
+    return losses_of
 
 
 class KnownLoss(torch.nn.Module):
@@ -50,57 +54,44 @@ def test_counts_of_pairs_by_hand():
     assert ngram_loss('aab', 'abc', n=1) == pytest.approx(-(math.log(b) + math.log(c)) / 2)
 
 
-def test_bigram_trains_and_stands_beside_the_best_table(here, capsys):
-    main(['bigram'], here)
-    table, exact = (float(line.split(': ')[1]) for line in capsys.readouterr().out.splitlines())
+def test_bigram_trains_and_stands_beside_the_best_table(tmp_path, losses_of):
+    copy_script(tmp_path, 'bigram.py', **SMALL_BIGRAM)
+    table, exact = losses_of('bigram')
     assert 1 < table < exact < math.log(len(set(TEXT)))  # a few steps do not reach the table
 
 
-def test_ngram_is_measured_on_the_last_tenth(here, capsys):
+def test_ngram_is_measured_on_the_last_tenth(tmp_path, losses_of):
+    copy_script(tmp_path, 'bigram.py')
     cut = len(TEXT) * 9 // 10
-    main(['ngram'], here)
-    assert capsys.readouterr().out == (
-        f'exact validation loss: {ngram_loss(TEXT[:cut], TEXT[cut:]):.4f}\n')
+    assert losses_of('ngram') == [round(ngram_loss(TEXT[:cut], TEXT[cut:]), 4)]
 
 
-def test_another_checkpoint_is_measured_with_its_own_sizes(here, capsys):
-    gpt = import_script(here / 'other', 'gpt.py', **{**SMALL, 'block_size': 9, 'n_layer': 1})
+def test_a_model_is_measured_on_the_text_beside_it_which_must_be_the_one_it_was_trained_on(
+        tmp_path, losses_of):
+    """And with the sizes in its file."""
+    other = tmp_path / 'other'
+    gpt = import_script(other, 'gpt.py', TEXT[::-1], block_size=9, n_layer=1)
     path = save(gpt)
-    capsys.readouterr()
-    main(['--checkpoint', str(path)], here)
-    loss = exact_loss(gpt.model, gpt.val_data, 9)
-    assert capsys.readouterr().out == f'exact validation loss: {loss:.4f}\n'
-
-
-def test_the_text_beside_the_model_counts_and_must_be_the_one_it_was_trained_on(here, capsys):
-    other = import_script(here / 'other', 'gpt.py', TEXT[::-1], **SMALL)
-    path = save(other)
-    capsys.readouterr()
-    main(['--checkpoint', str(here / 'other')], here)
-    loss = exact_loss(other.model, other.val_data, other.block_size)
-    assert capsys.readouterr().out == f'exact validation loss: {loss:.4f}\n'
-    assert 'no saved model' in exit_message(main, [], here)
+    import_script(other, 'gpt.py', TEXT[::-1])
+    loss = round(exact_loss(gpt.model, gpt.val_data, 9), 4)
+    assert losses_of('--checkpoint', other) == losses_of('--checkpoint', path) == [loss]
+    assert 'no saved model' in exit_message(main, [], tmp_path)
     for text in (TEXT.replace('e', 'é'), TEXT[1:]):
-        (here / 'other' / 'input.txt').write_text(text, encoding='utf-8')
-        message = exit_message(main, ['--checkpoint', str(path)], here)
+        (other / 'input.txt').write_text(text, encoding='utf-8')
+        message = exit_message(main, ['--checkpoint', str(path)], tmp_path)
         assert 'is not the text that the model was trained on' in message
 
 
-def test_of_longer_tokens_the_loss_is_per_character_too(here, capsys):
-    edits = EXERCISES[12].variants['300 pairs'].edits
-    gpt = import_script(here, 'gpt.py', TEXT, *edits, **SMALL)
+def test_of_longer_tokens_the_loss_is_per_character_too(tmp_path, losses_of):
+    gpt = import_script(tmp_path, 'gpt.py', TEXT, *EXERCISES[12].variants['300 pairs'].edits)
     for parameter in gpt.model.lm_head.parameters():
         parameter.data.zero_()  # equal logits: a loss of ln(vocab_size) per token
     save(gpt)
-    capsys.readouterr()
-    main([], here)
     tokens_per_character = len(gpt.val_data) / len(gpt.decode(gpt.val_data.tolist()))
-    assert float(capsys.readouterr().out.split(': ')[1]) == pytest.approx(
-        math.log(gpt.vocab_size) * tokens_per_character, abs=6e-5)
+    assert losses_of() == [pytest.approx(math.log(gpt.vocab_size) * tokens_per_character, abs=6e-5)]
 
 
-@pytest.mark.parametrize('arguments', [['trigram'], ['--fast'], ['bigram', '--checkpoint', 'x']])
-def test_unknown_arguments_are_refused(arguments, capsys):
+def test_a_saved_model_is_not_measured_in_place_of_a_simpler_one(capsys):
     with pytest.raises(SystemExit, match='2'):
-        main(arguments)
-    assert 'usage: ' in capsys.readouterr().err
+        main(['bigram', '--checkpoint', 'x'])
+    assert '--checkpoint is for gpt.py, not for bigram' in capsys.readouterr().err

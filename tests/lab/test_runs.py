@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import runs
-from conftest import SMALL, TEXT, exit_message, import_script, save
+from conftest import TEXT, exit_message, import_script, save
 from exact_loss import exact_loss
 from runs import comparable_runs
 
@@ -22,7 +22,7 @@ def table_of(tmp_path, capsys):
 
 def run_of(folder, *val_losses, text=TEXT, **settings):
     """A run with these val losses in its reports, at steps 0, 1, 2, ...; the path of its file."""
-    gpt = import_script(folder, 'gpt.py', text, **{**SMALL, **settings})
+    gpt = import_script(folder, 'gpt.py', text, **settings)
     started = time.time()
     for step, val in enumerate(val_losses):
         gpt.save(step, {'train': 1 / (step + 1), 'val': val}, started)
@@ -54,35 +54,31 @@ def test_losses_stand_in_one_table_only_if_they_were_estimated_on_the_same_passa
     paths = [run_of(tmp_path, 4.0, 3.0), run_of(tmp_path, 4.0, 3.0, **settings),
              run_of(tmp_path, 4.0, 3.0, seed=5)]
     lines = table_of()
-    tables = [i for i, line in enumerate(lines) if line[:1] == ['run']]
-    assert len(tables) == 2
-    names = [line[0] for line in lines if line and line[0].startswith('gpt-')]
-    assert names == [paths[1].name, paths[0].name, paths[2].name]  # the newest run comes last
+    names = [line[0] for line in lines if line and line[0].startswith(('run', 'gpt-'))]
+    assert names == ['run', paths[1].name, 'run', paths[0].name, paths[2].name]  # the newest last
     assert 'cannot be compared' in ' '.join(lines[-3])
     assert [run['name'] for run in comparable_runs(paths[0])] == [paths[0].name, paths[2].name]
 
 
 def test_the_exact_loss_is_added_and_a_model_that_no_longer_is_what_was_saved_is_named(
         tmp_path, table_of):
-    gpt = import_script(tmp_path, 'gpt.py', **SMALL)
+    gpt = import_script(tmp_path, 'gpt.py')
     gpt.train()
     exact = exact_loss(gpt.model, gpt.val_data, gpt.block_size)
     [path] = tmp_path.glob('gpt-*.pt')
     saved = torch.load(path)
     torch.save({**saved, 'history': [*saved['history'], (20, 1.0, 9.0)]}, path)  # it went on badly
-    gpt = import_script(tmp_path, 'gpt.py', **{**SMALL, 'block_size': 12})  # the file's count
+    import_script(tmp_path, 'gpt.py', block_size=12)  # the file's settings count
     line = table_of('--exact')[1]
     assert float(line[7]) == pytest.approx(exact, abs=6e-5) and len(line) == 8
-    for text, edit, words in [
-            (TEXT, ('F.relu(out)', 'F.gelu(out) + 1'), 'no longer reaches the loss'),
-            (TEXT[::-1], (), 'no longer reaches the loss'),
-            (TEXT.lower(), (), 'not measured: its text has changed'),
-            (TEXT, ('self.lm_head', 'self.output'), 'it does not fit the gpt.py beside it')]:
-        source = (tmp_path / 'gpt.py').read_text(encoding='utf-8')
-        (tmp_path / 'gpt.py').write_text(source.replace(*edit) if edit else source)
-        (tmp_path / 'input.txt').write_text(text, encoding='utf-8')
+    for text, edits, words in [
+            (TEXT, [('F.relu(out)', 'F.gelu(out) + 1')], 'no longer reaches the loss'),
+            (TEXT[::-1], [], 'no longer reaches the loss'),
+            (TEXT.lower(), [], 'not measured: its text has changed'),
+            (TEXT, [('nn.Linear(n_embd, 4 * n_embd)', 'nn.Linear(n_embd, 4 * n_embd, bias=False)')],
+             'it does not fit the gpt.py beside it')]:
+        import_script(tmp_path, 'gpt.py', text, *edits)
         assert words in ' '.join(table_of('--exact')[1])
-        (tmp_path / 'gpt.py').write_text(source, encoding='utf-8')
 
 
 def test_folders_and_files_are_named_and_what_is_no_run_is_left_out(tmp_path, table_of, capsys):
@@ -95,10 +91,10 @@ def test_folders_and_files_are_named_and_what_is_no_run_is_left_out(tmp_path, ta
 
 
 def test_a_gpt_pt_of_the_older_format_comes_first_and_has_no_losses(tmp_path, table_of):
-    path = run_of(tmp_path, 4.0, 3.0)
+    path, other = run_of(tmp_path, 4.0, 3.0), run_of(tmp_path, 4.0, 3.0, seed=5)
     saved = torch.load(path)
     torch.save({'model': saved['model'], 'chars': saved['chars'], 'sizes': (16, 16, 2, 2)},
                tmp_path / 'gpt.pt')
-    names = [line[0] for line in table_of() if line and line[0].startswith('gpt')]
-    assert names == ['gpt.pt', path.name]
-    assert [run['name'] for run in comparable_runs(path)] == [path.name]
+    lines = [line for line in table_of() if line and line[0].startswith('gpt')]
+    assert lines[0][0] == 'gpt.pt' and lines[0][-4:] == ['-'] * 4 and lines[1][0] == path.name
+    assert [run['name'] for run in comparable_runs(path)] == [path.name, other.name]

@@ -6,6 +6,8 @@ ln_f, lm_head, token_embedding_table.
 """
 import sys
 from collections import namedtuple
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,6 @@ from torch.overrides import TorchFunctionMode
 # before the first block or after one (n_layer + 1, T, vocab_size). losses: that of each character
 # but the first (T - 1).
 Seen = namedtuple('Seen', 'products scores weights lens logits losses')
-
 
 MISSING = ('Error: watch.py looks for a part that this model does not have ({}): if yours has '
            'another name, write that into tests/lab/watch.py')
@@ -47,13 +48,11 @@ class Softmaxes(TorchFunctionMode):
         return result
 
 
-def switch_off(heads, n_head):
-    """A hook that sets the output of these heads, counted from 1, to 0 before proj mixes them."""
-    def hook(proj, inputs):
-        out = inputs[0].clone().unflatten(-1, (n_head, -1))  # (B, T, C) -> (B, T, nh, hs)
-        out[:, :, [head - 1 for head in heads]] = 0
-        return out.flatten(-2)  # (B, T, C)
-    return hook
+def switch_off(heads, n_head, proj, inputs):
+    """A hook of proj: sets the output of these heads, counted from 1, to 0 before it mixes them."""
+    out = inputs[0].clone().unflatten(-1, (n_head, -1))  # (B, T, C) -> (B, T, nh, hs)
+    out[:, :, [head - 1 for head in heads]] = 0
+    return out.flatten(-2)  # (B, T, C)
 
 
 @torch.no_grad()
@@ -63,26 +62,22 @@ def watch(gpt, text, off=()):
     off: heads that are switched off, as pairs (layer, head), counted from 1.
     """
     model, ids = gpt.model.eval(), torch.tensor([gpt.encode(text)])  # (1, T)
-    stream, hooks = [], []  # stream: x before the first block and after each, (T, C)
+    stream = []  # x before the first block and after each, (T, C)
     try:
         model.ln_f, model.lm_head, model.blocks[0], attention(gpt, 1).proj
     except (AttributeError, IndexError) as error:
         sys.exit(MISSING.format(error))
-    try:
-        hooks.append(model.blocks[0].register_forward_pre_hook(
+    with ExitStack() as hooks, Softmaxes() as softmaxes:
+        hooks.enter_context(model.blocks[0].register_forward_pre_hook(
             lambda block, inputs: stream.append(inputs[0][0])))
         for layer, block in enumerate(model.blocks, 1):
-            hooks.append(block.register_forward_hook(
+            hooks.enter_context(block.register_forward_hook(
                 lambda block, inputs, out: stream.append(out[0])))
             heads = [head for number, head in off if number == layer]
-            hooks.append(attention(gpt, layer).proj.register_forward_pre_hook(
-                switch_off(heads, gpt.n_head)))
-        with Softmaxes() as softmaxes:
-            logits = model(ids)[0][0]  # (T, vocab_size)
-        lens = model.lm_head(model.ln_f(torch.stack(stream)))  # (n_layer + 1, T, vocab_size)
-    finally:
-        for hook in hooks:
-            hook.remove()
+            hooks.enter_context(attention(gpt, layer).proj.register_forward_pre_hook(
+                partial(switch_off, heads, gpt.n_head)))
+        logits = model(ids)[0][0]  # (T, vocab_size)
+    lens = model.lm_head(model.ln_f(torch.stack(stream)))  # (n_layer + 1, T, vocab_size)
     of_softmaxes = [None] * 3
     if len(softmaxes.calls) == len(model.blocks):
         of_softmaxes = [torch.cat(tensors) for tensors in zip(*softmaxes.calls)]

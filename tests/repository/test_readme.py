@@ -1,4 +1,4 @@
-"""Both READMEs agree with the code: commands, names, values, and the lines of code that they show."""
+"""Both READMEs agree with the code: commands, names, values, and the code that they show."""
 import argparse
 import importlib
 import re
@@ -60,16 +60,15 @@ def test_a_command_names_files_that_exist(path, command):
     (path, command) for path, command in COMMANDS if 'tests/lab/' in command])
 def test_a_program_of_the_lab_takes_the_arguments_of_each_command(path, command, monkeypatch):
     """Its own parser says so; nothing is run."""
-    class Parsed(Exception):
-        pass
+    parse_args = argparse.ArgumentParser.parse_args
 
-    def parse(parser, argv):
-        parse_known(parser, argv)
-        raise Parsed
-    parse_known = argparse.ArgumentParser.parse_args
-    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse)
+    def parse_and_stop(parser, argv):
+        parse_args(parser, argv)
+        raise StopIteration
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse_and_stop)
     program, *arguments = shlex.split(command.partition('tests/lab/')[2])
-    with pytest.raises(Parsed):
+    with pytest.raises(StopIteration):
         importlib.import_module(program.removesuffix('.py')).main(arguments)
 
 
