@@ -5,6 +5,7 @@ import runpy
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,11 @@ def gpt(tmp_path):
 def module(request, tmp_path):
     """bigram.py and gpt.py in turn: a test with `module` holds for both."""
     return import_script(tmp_path, request.param)
+
+
+@pytest.fixture
+def in_one_process(monkeypatch):
+    """What exercises.py measures, it measures in this process: here it can be patched."""
+    import exercises
+    monkeypatch.setattr(exercises, 'ProcessPoolExecutor', lambda *_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(exercises.os, 'environ', {})

@@ -55,6 +55,12 @@ def load_with_text(path, project=PROJECT):
     return gpt
 
 
+def reaches_saved_loss(gpt, checkpoint):
+    """Whether gpt.model still has the loss that it was saved with: not if the code has changed."""
+    saved = [val for step, _, val in checkpoint['history'] if step > 0]
+    return not saved or abs(gpt.estimate_loss()['val'] - min(saved)) < 0.001
+
+
 def table_loss(train, val, vocab_size):
     """The loss of the bigram table found by counting, every count plus one."""
     pairs = train[:-1] * vocab_size + train[1:]  # a number for each pair of token ids
@@ -115,6 +121,9 @@ def main(argv=None, project=PROJECT):
         if gpt.chars != checkpoint['chars'] or len(gpt.text) != length:
             sys.exit(f'Error: {gpt.folder / "input.txt"} is not the text that the model was '
                      'trained on: put that there, or train again')
+        if not reaches_saved_loss(gpt, checkpoint):
+            print('The model no longer reaches the loss that it was saved with: the code of gpt.py '
+                  'has changed since', file=sys.stderr)
         loss = exact_loss_per_character(gpt)
     print(f'exact validation loss: {loss:.4f}')
 

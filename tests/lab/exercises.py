@@ -1,27 +1,43 @@
 """The exercises in tests/lab/README.md, worked: makes the changes in solutions.py, and measures.
 
-    python tests/lab/exercises.py             lists them
+    python tests/lab/exercises.py             lists them, and says from which code our figures are
     python tests/lab/exercises.py 3           trains a copy of gpt.py for each change of exercise 3
     python tests/lab/exercises.py 3 --show    prints the changes instead, as diffs
-    python tests/lab/exercises.py --all       measures all (about 70 minutes): a line for each
-    python tests/lab/exercises.py --parts     measures what each part of gpt.py is worth: a table
 
 Everything runs on the CPU and in temporary folders: your gpt.py and your models are never touched.
-Each change is made in a copy of your gpt.py, with the settings that the figures were measured with.
+Each change is made in a copy of the project's gpt.py, with the settings that the figures were measured with.
 --steps 100 trains for 100 steps only.
+
+Our figures come from a record, results.json. These commands write it. They skip what it has from
+the same code, so they can be stopped, and go on later:
+
+    python tests/lab/exercises.py --all       measures all exercises (about 70 minutes)
+    python tests/lab/exercises.py --parts     measures what each part of gpt.py is worth
+    python tests/lab/exercises.py 3 --record  measures exercise 3; --seeds 3 with three seeds each
+    python tests/lab/exercises.py --tables    measures nothing: prints the tables of the READMEs
 """
 import argparse
 import difflib
+import inspect
 import os
 import statistics
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 
-from measure import (DEFAULTS, compare_caches, compare_steps, sample, solution, train,
-                     train_in_two_processes)
-from scripts import PROJECT, load
-from solutions import EXERCISES, PARTS, change
+import torch
+
+from measure import (DEFAULTS, compare_caches, compare_steps, fine_tune, measure_positions,
+                     prepared, sample, solution, train, train_in_two_processes, train_with_reward)
+from record import RECORD, Record, code_hash, processor, short_hash
+from scripts import PROJECT, find_runs, load, read_checkpoint
+from solutions import EXERCISES, GROUPS, TABLES, change
+
+SEEDS = [1337, 1, 2]
+FROM_NEWEST_RUN = (sample, compare_caches, measure_positions, fine_tune, train_with_reward)
+ALONE = (compare_caches, compare_steps, train_in_two_processes)  # on the machine: times count
 
 
 def sample_command(variant):
@@ -31,19 +47,23 @@ def sample_command(variant):
 
 
 def show(number, project):
-    """Prints an exercise's variants as diffs of gpt.py."""
-    source = (project / 'gpt.py').read_text(encoding='utf-8')
+    """Prints an exercise's variants as diffs of the script that they change."""
     for name, variant in EXERCISES[number].variants.items():
         print(f'# {name}')
         if variant.measure is sample:
             print(sample_command(variant))
             continue
+        if variant.measure is measure_positions:
+            print(inspect.getsource(measure_positions))
+            continue
         if variant.text:
-            print(f'# input.txt: {variant.text.__doc__}')
+            text = variant.text if not isinstance(variant.text, partial) else variant.text.func
+            print('# input.txt:', *text.__doc__.split())
+        source = (project / variant.script).read_text(encoding='utf-8')
         steps = {'max_iters': variant.steps} if variant.steps else {}
         solved = solution(variant, source, **steps, **variant.settings)
-        print(*difflib.unified_diff(source.splitlines(), solved.splitlines(), 'gpt.py',
-                                    'gpt.py', lineterm=''), '', sep='\n')
+        print(*difflib.unified_diff(source.splitlines(), solved.splitlines(), variant.script,
+                                    variant.script, lineterm=''), '', sep='\n')
 
 
 def work(number, project, steps=None):
@@ -57,9 +77,9 @@ def work(number, project, steps=None):
     others = [f'{name} = {value!r}' for name, value in DEFAULTS.items()
               if name not in ('max_iters', 'device') and getattr(gpt, name, value) != value]
     if others:
-        print('In the copies, as our figures were measured:', ', '.join(others), '\n')
+        print(f'In the copies, as our figures were measured: {", ".join(others)}\n')
     for variant in exercise.variants.values():  # does each fit?
-        solution(variant, (project / 'gpt.py').read_text(encoding='utf-8'))
+        prepared(variant, project)
     lines = ['\nvalidation loss, in nats per character' if '{val' in exercise.report else '']
     for name, variant in runs.items():
         print(f'{name}:', flush=True)
@@ -70,78 +90,152 @@ def work(number, project, steps=None):
     print(*lines, f'\nWhat to expect, and why: exercise {number} in tests/lab/README.md', sep='\n')
 
 
-def work_all(project, steps=None):
-    """Measures everything, two at a time where times do not count; prints a line for each."""
+def conditions(group, name, seed, project):
+    """What decides on the result of a run, as the fields of a row of the record."""
+    variant = GROUPS[group][name]
+    text, source = prepared(variant, project, seed=seed)
+    fields = {'code': code_hash(source, DEFAULTS), 'seed': seed,
+              'measure': variant.measure.__name__,
+              'text': f'{len(text):,} characters, {short_hash(text)}'}
+    if variant.measure in FROM_NEWEST_RUN and find_runs(project):
+        run = read_checkpoint(find_runs(project)[-1])
+        fields['newest run'] = f"seed {run['settings'].get('seed')}, last {run['history'][-1:]}"
+    return fields
+
+
+def measure_one(group, name, seed, project, steps):
+    """The results of a run, or the reason why there are none, and the seconds that it took."""
+    variant, started = GROUPS[group][name], time.time()
+    try:
+        results = variant.measure(variant, project, steps, seed=seed)
+    except (ValueError, SystemExit) as error:  # SystemExit: of find_checkpoint
+        return str(error), 0
+    return ({key: round(value, 6) if isinstance(value, float) else value
+             for key, value in results.items()}, round(time.time() - started))
+
+
+def measure_all(jobs, project, record, steps=None):
+    """Measures jobs, (group, variant, seed), and records them: yields the row of each.
+
+    What the record has from the same code is not measured again. The runs are processes of their
+    own, with one thread each: two at a time, or one where times count.
+    """
     os.environ['OMP_NUM_THREADS'] = '1'
+    for workers in (2, 1):
+        with ProcessPoolExecutor(workers, get_context('spawn')) as pool:
+            runs, waiting = {}, []  # runs: by their conditions, so that none is made twice
+            for job in jobs:
+                if (GROUPS[job[0]][job[1]].measure in ALONE) != (workers == 1):
+                    continue
+                try:
+                    same = conditions(*job, project)
+                except ValueError as error:  # the code was changed where this one edits it
+                    same = {'results': str(error)}
+                waiting.append((job, same))
+                if 'results' not in same and str(same) not in runs and (
+                        steps or not record.find(**same)):
+                    runs[str(same)] = pool.submit(measure_one, *job, project, steps)
+            for (group, name, seed), same in waiting:
+                row = {'exercise': group, 'variant': name, 'seed': seed}
+                if 'results' in same:
+                    row.update(same)
+                elif str(same) in runs:
+                    results, seconds = runs[str(same)].result()
+                    row.update(same, steps=steps or GROUPS[group][name].steps, threads=1,
+                               seconds=seconds, torch=torch.__version__, processor=processor(),
+                               results=results)
+                else:
+                    row = {**record.find(**same)[0], **row}
+                if not steps and not isinstance(row['results'], str) and row not in record.rows:
+                    record.add(row)
+                yield row
+
+
+def work_all(groups, project, record, steps=None, seeds=1):
+    """Measures all variants of these groups; prints a line for each."""
     started = time.time()
-    jobs = [(f'gpt.py as it is, {number:,} steps', '{val:.2f}', change(steps=number))
-            for number in ([steps] if steps else [1000, 2000, 3000])]
-    jobs += [(f'{number}. {exercise.title}: {name}', exercise.report, variant)
-             for number, exercise in EXERCISES.items()
-             for name, variant in exercise.variants.items()]
-
-    def work_one(job):
-        name, report, variant = job
-        try:
-            result = variant.measure(variant, project, steps)
-            print(f'{name}: {report.format(**result)}', flush=True)
-        except (ValueError, SystemExit) as error:  # SystemExit: of find_checkpoint
-            print(f'{name}: failed: {error}', flush=True)
-
-    alone = [job for job in jobs if job[2].measure in (
-        compare_caches, compare_steps, train_in_two_processes)]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(work_one, [job for job in jobs if job not in alone]))
-    for job in alone:
-        work_one(job)
+    jobs = [(group, name, seed)
+            for group in groups for name in GROUPS[group] for seed in SEEDS[:seeds]]
+    for row in measure_all(jobs, project, record, steps):
+        print(f"{row['exercise']}. {row['variant']}, seed {row['seed']}: " + (
+            f"failed: {row['results']}" if isinstance(row['results'], str) else
+            f"{report(row['exercise']).format(**row['results'])} ({row['seconds']} s)"), flush=True)
     print(f'measured in {(time.time() - started) / 60:.0f} minutes')
 
 
-def work_parts(project, steps=None, seeds=3):
-    """Measures gpt.py without each of its parts, two at a time; prints a table in Markdown."""
-    os.environ['OMP_NUM_THREADS'] = '1'
-    started = time.time()
-    jobs = [(part, seed) for part in PARTS for seed in [1337, *range(1, seeds)]]
-
-    def loss(job):
-        part, seed = job
-        return PARTS[part].measure(PARTS[part], project, steps, seed=seed)['val']
-
-    print('| without | loss, mean | with each seed |\n|---|---|---|')
-    with ThreadPoolExecutor(2) as pool:
-        losses = pool.map(loss, jobs)
-        for part in PARTS:
-            these = [next(losses) for _ in range(seeds)]
-            each = ', '.join(f'{loss:.3f}' for loss in these)
-            print(f'| {part} | {statistics.mean(these):.3f} | {each} |', flush=True)
-    print(f'\nmeasured in {(time.time() - started) / 60:.0f} minutes')
+def report(group):
+    """How the results of a group are written."""
+    return EXERCISES[group].report if group in EXERCISES else '{val:.3f}'
 
 
-def main(argv=None, project=PROJECT):
+def cell(record, group, name, form):
+    """The results of a variant, one for each seed, as they stand in a table; '?' without any."""
+    rows = record.find(exercise=group, variant=name) or record.find(exercise='plain', variant=name)
+    rows.sort(key=lambda row: SEEDS.index(row['seed']))
+    return ', '.join(form.format(**row['results']) for row in rows) or '?'
+
+
+def tables(record):
+    """The lines of each table of tests/lab/README.md that the record decides, by group."""
+    parts = []
+    for name in GROUPS['parts']:
+        losses = [row['results']['val'] for row in record.find(exercise='parts', variant=name)]
+        mean = f'{statistics.mean(losses):.3f}' if losses else '?'
+        parts.append(f"| {name} | {mean} | {cell(record, 'parts', name, '{val:.3f}')} |")
+    return {'parts': parts} | {
+        number: ['| ' + ' | '.join([label, *(cell(record, number, *each) for each in cells)]) + ' |'
+                 for label, cells in rows]
+        for number, rows in TABLES.items()}
+
+
+def state(group, project, record):
+    """Which code the figures of an exercise are from."""
+    for name in GROUPS[group]:
+        try:
+            code = conditions(group, name, SEEDS[0], project)['code']
+        except ValueError as error:
+            return f'({error})'
+        if not record.find(exercise=group, variant=name, code=code):
+            return '(our figures are from older code)'
+    return ''
+
+
+def main(argv=None, project=PROJECT, record_path=RECORD):
     parser = argparse.ArgumentParser(
         description='The exercises in tests/lab/README.md, worked. Without a number: lists them.')
     parser.add_argument('number', nargs='?', type=int, help='the exercise')
     parser.add_argument('--show', action='store_true', help='print its solution as a diff')
-    parser.add_argument('--all', action='store_true', help='measure all (about 70 minutes)')
+    parser.add_argument('--record', action='store_true', help='measure it for the record')
+    parser.add_argument('--all', action='store_true', help='measure all for the record')
     parser.add_argument('--parts', action='store_true', help='measure gpt.py without each part')
-    parser.add_argument('--seeds', type=int, default=3, help='runs of each row of --parts')
+    parser.add_argument('--tables', action='store_true', help="print the READMEs' tables")
+    parser.add_argument('--seeds', type=int, choices=[1, 2, 3], help='how many, for the record '
+                        '(default: 3 for --parts, otherwise 1)')
     parser.add_argument('--steps', type=int, help='train for this many steps')
     arguments = parser.parse_args(argv)
-    number, steps = arguments.number, arguments.steps
+    number, steps, seeds = arguments.number, arguments.steps, arguments.seeds
+    record = Record(record_path)
     if number is not None and number not in EXERCISES:
         parser.error(f'the exercises have the numbers 0 to {len(EXERCISES) - 1}')
-    if (steps is not None and steps < 1) or arguments.seeds < 1:
-        parser.error('--steps and --seeds: use a whole number above 0')
-    if arguments.show and not number:
-        parser.error('--show needs the number of an exercise, 1 or more')
+    if steps is not None and steps < 1:
+        parser.error('--steps: use a whole number above 0')
+    if (arguments.show or arguments.record) and not number:
+        parser.error('--show and --record need the number of an exercise, 1 or more')
     if arguments.show:
         show(number, project)
     elif arguments.all:
-        work_all(project, steps)
+        work_all(['plain', *EXERCISES], project, record, steps, seeds or 1)
     elif arguments.parts:
-        work_parts(project, steps, arguments.seeds)
+        work_all(['parts'], project, record, steps, seeds or 3)
+        print(*tables(record)['parts'], sep='\n')
+    elif arguments.record:
+        work_all([number], project, record, steps, seeds or 1)
+    elif arguments.tables:
+        for group, lines in tables(record).items():
+            print(f'{group}:', *lines, '', sep='\n')
     elif number is None:
-        print(*(f'{i:2}. {exercise.title}' for i, exercise in EXERCISES.items()), sep='\n')
+        print(*(f'{i:2}. {exercise.title} {state(i, project, record)}'.rstrip()
+                for i, exercise in EXERCISES.items()), sep='\n')
     elif not EXERCISES[number].variants:
         print(f'Nothing to run: do exercise {number} as tests/lab/README.md says')
     else:

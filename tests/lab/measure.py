@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
-from exact_loss import exact_loss
-from scripts import edited, find_checkpoint, hyperparameters_of, load, load_checkpoint
+from exact_loss import exact_loss, load_with_text
+from scripts import (SIZES, edited, find_checkpoint, hyperparameters_of, load, load_checkpoint,
+                     read_checkpoint)
 
 # The hyperparameters with which the figures in tests/lab/README.md were measured. They are set in
 # the copy, so that it does not matter which ones gpt.py has at the moment.
@@ -28,44 +30,68 @@ DEFAULTS = dict(batch_size=8, block_size=128, max_iters=10_000, eval_interval=50
 
 @dataclass
 class Variant:
-    """One change of gpt.py, and how it is measured."""
+    """One change of a script, and how it is measured."""
     edits: tuple  # (old text, new text): each old text occurs once, and is code without comment
     settings: dict  # hyperparameters, by name
     steps: int  # training steps
     measure: object  # one of the functions below
     text: object  # a function that makes another input.txt from ours, or None
+    script: str = 'gpt.py'
 
 
 def solution(variant, source, **settings):
-    """The source of gpt.py, edited as a variant says; ValueError where that does not fit."""
+    """The source of a script, edited as a variant says; ValueError where that does not fit."""
     try:
         return edited(source, *variant.edits, **{**variant.settings, **settings})
     except ValueError as error:
-        raise ValueError(f'gpt.py was changed where this exercise edits it ({error}): put that '
-                         'back, or do the exercise by hand') from None
+        raise ValueError(f'{variant.script} was changed where this exercise edits it ({error}): '
+                         'put that back, or do the exercise by hand') from None
+
+
+def prepared(variant, project, steps=None, **settings):
+    """The text and the source with which a variant is measured."""
+    text = (project / 'input.txt').read_text(encoding='utf-8-sig')
+    source = (project / variant.script).read_text(encoding='utf-8')
+    values = {}
+    if variant.script == 'gpt.py':
+        # A hyperparameter that your gpt.py no longer has needs no value.
+        values = {name: DEFAULTS[name] for name in DEFAULTS if name in hyperparameters_of(source)}
+        values['max_iters'] = steps or variant.steps or DEFAULTS['max_iters']
+    source = solution(variant, source, **{**values, **variant.settings, **settings})
+    return variant.text(text) if variant.text else text, source
 
 
 def prepare(folder, variant, project, steps=None, **settings):
-    """Writes a variant's gpt.py and its input.txt into a folder; returns the text."""
-    text = (project / 'input.txt').read_text(encoding='utf-8-sig')
-    text = variant.text(text) if variant.text else text
+    """Writes a variant's script and its input.txt into a folder; returns the text."""
+    text, source = prepared(variant, project, steps, **settings)
     (folder / 'input.txt').write_text(text, encoding='utf-8')
-    source = (project / 'gpt.py').read_text(encoding='utf-8')
-    # A hyperparameter that your gpt.py no longer has needs no value.
-    values = {name: DEFAULTS[name] for name in DEFAULTS if name in hyperparameters_of(source)}
-    values['max_iters'] = steps or variant.steps or DEFAULTS['max_iters']
-    source = solution(variant, source, **{**values, **variant.settings, **settings})
-    (folder / 'gpt.py').write_text(source, encoding='utf-8')
+    (folder / variant.script).write_text(source, encoding='utf-8')
     return text
 
 
-# --- Each of these measures a variant, and returns a dictionary of results.
-def train(variant, project, steps=None, echo=False, launcher=(), **settings):
-    """Trains it in a folder of its own."""
+@contextlib.contextmanager
+def trained(variant, project, steps=None, echo=False, launcher=(), start=None, **settings):
+    """Trains a variant in a folder of its own: what it printed, in figures, and its saved model.
+
+    start: the file of a run, from which the variant goes on; its sizes are those of the variant.
+    """
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
+        if start:
+            shutil.copy(start, folder / 'start.pt')
+            sizes = read_checkpoint(start)['settings']
+            settings.update((name, sizes[name]) for name in SIZES)
         text = prepare(folder, variant, project, steps, **settings)
-        return read_results(run_python([*launcher, folder / 'gpt.py'], echo), text)
+        results = read_results(run_python([*launcher, folder / variant.script], echo), text)
+        # Without a second report, or where the loss was not finite, nothing was saved.
+        yield results, max(folder.glob('gpt-*.pt'), default=None)
+
+
+# --- Each of these measures a variant, and returns a dictionary of results.
+def train(variant, project, steps=None, echo=False, **settings):
+    """Trains it."""
+    with trained(variant, project, steps, echo, **settings) as (results, _):
+        return results
 
 
 def train_in_two_processes(variant, project, steps=None, echo=False, **settings):
@@ -76,14 +102,92 @@ def train_in_two_processes(variant, project, steps=None, echo=False, **settings)
 
 def train_and_read_further(variant, project, steps=None, echo=False, **settings):
     """Trains it; the exact losses if it reads once, twice and four times block_size, too."""
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        text = prepare(folder, variant, project, steps, **settings)
-        results = read_results(run_python([folder / 'gpt.py'], echo), text)
-        gpt, [path] = load(folder / 'gpt.py'), folder.glob('gpt-*.pt')
-        model = load_checkpoint(path).model
-        losses = [exact_loss(model, gpt.val_data, n * gpt.block_size) for n in (1, 2, 4)]
+    with trained(variant, project, steps, echo, **settings) as (results, path):
+        gpt = load_with_text(path)
+        losses = [exact_loss(gpt.model, gpt.val_data, n * gpt.block_size) for n in (1, 2, 4)]
     return {**results, 'further': ', '.join(f'{loss:.2f}' for loss in losses)}
+
+
+def train_and_add(variant, project, steps=None, echo=False, **settings):
+    """Trains it on sums, and lets it work out the last 300: none of them, nor the same two numbers
+    in the other order, was in the training text.
+    """
+    with trained(variant, project, steps, echo, **settings) as (results, path):
+        gpt = load_with_text(path)
+    def terms(line):
+        return line.partition('=')[0]
+
+    lines = gpt.text.splitlines()[-300:]
+    seen = {frozenset(terms(line).split('+')) for line in gpt.text[:gpt.n_train].splitlines()}
+    assert not any(frozenset(terms(line).split('+')) in seen for line in lines)
+    gpt.top_k = 1  # nothing is left to chance
+    idx = torch.tensor([gpt.encode(f'\n{terms(line)}=') for line in lines])  # (B, T)
+    written = [gpt.decode(ids)[1:] for ids in gpt.model.generate(idx, 6).tolist()]
+    right = sum(text.partition('\n')[0] == line for text, line in zip(written, lines))
+    return {**results, 'right': right, 'asked': len(lines)}
+
+
+def fine_tune(variant, project, steps=None, echo=False, **settings):
+    """Trains it in a folder with the newest run as start.pt: the exact losses on the text of that
+    run (old) and on its own (new), after training and before it, by start.pt.
+    """
+    start = find_checkpoint(project)
+    with trained(variant, project, steps, echo, start=start, **settings) as (results, path):
+        gpt = load_with_text(path)
+    old = torch.tensor(gpt.encode((project / 'input.txt').read_text(encoding='utf-8-sig')))
+    texts = {'old': old[len(old) * 9 // 10:], 'new': gpt.val_data}
+    for when in ('', '_before'):
+        if when:
+            gpt.model.load_state_dict(read_checkpoint(start)['model'])
+        for name, ids in texts.items():
+            results[name + when] = exact_loss(gpt.model, ids, gpt.block_size)
+    return results
+
+
+def train_with_reward(variant, project, steps=None, echo=False, count=480, **settings):
+    """Trains it in a folder with the newest run as start.pt: the mean reward of new texts and the
+    exact loss, after training and before it, by start.pt; and the first of the texts.
+    """
+    start = find_checkpoint(project)
+    with trained(variant, project, steps, echo, start=start, **settings) as (results, path):
+        gpt = load_with_text(path)
+    for when in ('', '_before'):
+        if when:
+            gpt.model.load_state_dict(read_checkpoint(start)['model'])
+        torch.manual_seed(0)
+        texts = [gpt.decode(ids) for ids in gpt.write(count)[:, 1:].tolist()]
+        results['reward' + when] = statistics.mean(map(gpt.reward, texts))
+        results['exact' + when] = exact_loss(gpt.model, gpt.val_data, gpt.block_size)
+        results['sample' + when] = describe(texts[0], gpt.text)['sample']
+    return results
+
+
+def train_bigram(variant, project, steps=None, echo=False, **settings):
+    """The exact loss of a bigram.py, before and after training."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder), variant, project, **settings)
+        bigram = load(Path(folder) / 'bigram.py')
+    before = exact_loss(bigram.model, bigram.val_data, bigram.block_size)
+    with contextlib.redirect_stdout(sys.stdout if echo else io.StringIO()):
+        bigram.train()
+    return {'before': before,
+            'after': exact_loss(bigram.model, bigram.val_data, bigram.block_size)}
+
+
+@torch.no_grad()
+def measure_positions(variant, project, steps=None, echo=False, stride=16, **settings):
+    """The loss of the newest run at the positions 1, 2, 4, ... of its context, each the mean over
+    passages of the validation text that begin stride characters apart.
+    """
+    gpt = load_with_text(find_checkpoint(project))
+    windows = gpt.val_data.unfold(0, gpt.block_size + 1, stride)  # (passages, block_size + 1)
+    total = torch.zeros(gpt.block_size)
+    for ids in windows.split(64):
+        logits = gpt.model(ids[:, :-1])[0]  # (B, T, vocab_size)
+        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction='none')  # (B, T)
+        total += losses.sum(dim=0)
+    positions = [2 ** n for n in range(gpt.block_size.bit_length())]
+    return {f'position {n}': total[n - 1].item() / len(windows) for n in positions}
 
 
 def sample(variant, project, steps=None, echo=False, length=500, **settings):
@@ -165,19 +269,22 @@ def run_python(arguments, echo=False):
 def read_results(out, text):
     """What a training run on this text printed, in figures; ValueError if it printed no losses.
 
-    train, val, best and letters are losses in nats per character; letters is what a model scores
+    train, val, best and unigram are losses in nats per character; unigram is what a model scores
     that knows only how frequent each character is.
     """
-    found = re.findall(r'(?m)^step (\d+) of \d+: train loss (\S+), val loss (\S+), \d+ s$', out)
+    found = [(int(step), int(steps), float(train), float(val)) for step, steps, train, val in
+             re.findall(r'(?m)^step (\d+) of (\d+): train loss (\S+), val loss (\S+), \d+ s$', out)]
     if not found:
         raise ValueError(f'gpt.py printed no losses: {out.strip()[-1000:]}')
-    _, train_loss, val_loss = found[-1]
-    best, best_step = min((float(val), int(step)) for step, _, val in found)
+    step, steps, train_loss, val_loss = found[-1]
+    if step < steps and math.isfinite(train_loss + val_loss):
+        raise ValueError(f'gpt.py was stopped after step {step} of {steps}')
+    best, best_step = min((val, step) for step, _, _, val in found)
     train, val = text[:len(text) * 9 // 10], text[len(text) * 9 // 10:]
     counts = Counter(train + ''.join(set(text)))  # no character has a count of 0
-    letters = -sum(n * math.log(counts[c] / counts.total()) for c, n in Counter(val).items())
-    return {'train': float(train_loss), 'val': float(val_loss), 'best': best,
-            'best_step': best_step, 'letters': letters / len(val),
+    unigram = -sum(n * math.log(counts[c] / counts.total()) for c, n in Counter(val).items())
+    return {'train': train_loss, 'val': val_loss, 'best': best,
+            'best_step': best_step, 'unigram': unigram / len(val),
             **describe(out.partition('weights generate:\n')[2], text)}
 
 

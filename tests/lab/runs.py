@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from exact_loss import exact_loss_per_character, load_with_text
+from exact_loss import exact_loss_per_character, load_with_text, reaches_saved_loss
 from scripts import PROJECT, find_runs, read_checkpoint
 
 # Runs that share these estimate their losses on the same passages, so their losses can be compared.
@@ -41,7 +41,7 @@ def comparable_runs(path):
             for run in runs if passages(run) == passages(runs[0])]
 
 
-def measured(run, saved):
+def measured(run):
     """The exact loss of a run, and a remark if its model no longer has the loss that was saved."""
     try:
         gpt = load_with_text(run['path'])
@@ -49,10 +49,9 @@ def measured(run, saved):
         return '-', 'not measured: it does not fit the gpt.py beside it, or there is no text'
     if gpt.chars != run['chars']:
         return '-', 'not measured: its text has changed'
-    changed = saved is not None and abs(gpt.estimate_loss()['val'] - saved) > 0.001
     return f'{exact_loss_per_character(gpt):.4f}', (
-        'no longer reaches the loss that it was saved with: its code or its text has changed'
-        if changed else '')
+        '' if reaches_saved_loss(gpt, run) else
+        'no longer reaches the loss that it was saved with: its code or its text has changed')
 
 
 def row(name, run, differing, exact):
@@ -65,7 +64,7 @@ def row(name, run, differing, exact):
     return [name, f'{parameters:,}', *(str(settings.get(setting, '-')) for setting in differing),
             f"{history[-1][0]} of {settings['max_iters']}" if history else '-',
             f'{best:.4f}' if trained else '-', str(step),
-            *(measured(run, best) if exact else ('', ''))]
+            *(measured(run) if exact else ('', ''))]
 
 
 def print_table(rows):
@@ -95,6 +94,7 @@ def main(argv=None, project=PROJECT):
         run['settings'][name] for run in runs if name in run['settings']}) > 1]
     same = [f'{name} = {value}' for name, value in runs[-1]['settings'].items()
             if name not in differing]
+    differing = [name for name in differing if name not in SHARED]  # those stand above each table
     one_folder = len({run['path'].parent for run in runs}) == 1
     head = ['run', 'parameters', *differing, 'steps', 'best val loss', 'at step',
             'exact loss' if arguments.exact else '', '']

@@ -68,8 +68,10 @@ def find_runs(folder):
 def find_checkpoint(path):
     """The file of a saved model: the one at this path or, in a folder, that of the newest run.
 
-    SystemExit, with one line, if there is no file.
+    SystemExit, with one line, if there is no file, or one of another kind.
     """
+    if path.is_file() and path.suffix != '.pt':
+        sys.exit(f'Error: {path} is not a saved model: name a file such as gpt-DATE.pt')
     runs = find_runs(path) if path.is_dir() else [path] if path.is_file() else []
     if not runs:
         sys.exit(f'Error: there is no saved model in {path}: train with python gpt.py, or name '

@@ -1,15 +1,18 @@
 """The solutions of the exercises in tests/lab/README.md, as edits of gpt.py."""
+import random
 import sysconfig
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from measure import (Variant, compare_caches, compare_steps, sample, train, train_and_read_further,
-                     train_in_two_processes)
+from measure import (Variant, compare_caches, compare_steps, fine_tune, measure_positions, sample,
+                     train, train_and_add, train_and_read_further, train_bigram,
+                     train_in_two_processes, train_with_reward)
 
 
-def change(*edits, steps=1000, measure=train, text=None, **settings):
-    """A variant of gpt.py: with edits, pairs of an old text and a new one, and with settings."""
-    return Variant(edits, settings, steps, measure, text)
+def change(*edits, steps=1000, measure=train, text=None, script='gpt.py', **settings):
+    """A variant of a script: with edits, pairs of an old text and a new one, and with settings."""
+    return Variant(edits, settings, steps, measure, text, script)
 
 
 def without(line):
@@ -30,6 +33,23 @@ def python_library(text):
     files = sorted(Path(sysconfig.get_path('stdlib')).glob('*.py'))
     sources = (file.read_text(encoding='utf-8', errors='ignore') for file in files)
     return '\n'.join(source for source in sources if source.isascii())[:len(text)]
+
+
+def sums(text, numbers=range(10, 100), reverse=False, left_out=frozenset()):
+    """sums such as 57+28=85, of each two numbers once, those with numbers left out at the end"""
+    chance = random.Random(1)
+    pairs = [chance.sample((a, b), 2) for a in numbers for b in numbers if a <= b]
+    chance.shuffle(pairs)
+    pairs.sort(key=lambda pair: not left_out.isdisjoint(pair))
+    return ''.join(f'{a}+{b}={str(a + b)[::-1 if reverse else 1]}\n' for a, b in pairs)
+
+
+def library_in_our_characters(text):
+    """Python's library without the characters that input.txt does not have, and first of all each
+    that it has, so that the vocabulary stays the same
+    """
+    chars = sorted(set(text))
+    return ''.join(chars) + ''.join(c for c in python_library(text) if c in chars)
 
 
 SCORES = '        scores = q @ k.transpose(-2, -1)'
@@ -195,27 +215,110 @@ TODAY = [  # the layers of SwiGLU have other sizes; queries and keys are scaled,
                'n_embd, vocab_size')]
 CLIPPING = ('        optimizer.step()',
             '        nn.utils.clip_grad_norm_(model.parameters(), 1.0)\n        optimizer.step()')
+COUNTED = ('model = m = BigramLanguageModel().to(device)', """\
+model = m = BigramLanguageModel().to(device)
+counts = torch.ones(vocab_size, vocab_size)  # one more than there are: no probability is 0
+counts.index_put_((train_data[:-1], train_data[1:]), torch.tensor(1.0), accumulate=True)
+model.token_embedding_table.weight.data.copy_(counts.log())""")
+FROM_START = ('    try:\n        train()', """\
+    start = torch.load(folder / 'start.pt', map_location=device, weights_only=True)
+    model.load_state_dict(start['model'])
+    try:
+        train()""")
+WORDS = """\
+    words = re.findall("[A-Za-z']+", sample)[1:-1]  # the first and the last may be cut off
+    return sum(word in known_words for word in words) / max(len(words), 1)"""
+LETTERS = """\
+    return sample.count('e') / len(sample)"""
+
+
+def rewarded(reward, kl_weight):
+    """Edits that train the model with a reward, the body of a function of a text."""
+    return [
+        FROM_START,
+        ('import math', 'import math\nimport re'),
+        ('def train():', f'''\
+kl_weight = {kl_weight}  # how much it costs to predict otherwise than the model at the start
+known_words = set(re.findall("[A-Za-z']+", text[:n_train]))
+
+
+def reward(sample):
+    """How good a text is, a number: the model learns to write texts for which it is high."""
+{reward}
+
+
+def write(count):
+    """Token ids of texts that the model writes, (count, 1 + 64): the start token, then 64."""
+    start = torch.zeros((count, 1), dtype=torch.long, device=device)
+    return model.generate(start, 64)
+
+
+def reward_loss(start_model):
+    """A loss whose gradient makes texts with a high reward more probable (Williams 1992)."""
+    idx = write(48)  # (B, 1 + T)
+    rewards = torch.tensor([reward(decode(ids)) for ids in idx[:, 1:].tolist()],
+                           device=device)  # (B)
+    print(f'    mean reward {{rewards.mean():.3f}}', flush=True)
+    # Better than the other texts of the batch: above 0. Worse: below 0.
+    advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-6)  # (B)
+    log_probs = model(idx[:, :-1])[0].log_softmax(dim=-1)  # (B, T, vocab_size)
+    drawn = log_probs.gather(-1, idx[:, 1:, None]).squeeze(-1)  # (B, T): of the drawn tokens
+    with torch.no_grad():
+        start_log_probs = start_model(idx[:, :-1])[0].log_softmax(dim=-1)  # (B, T, vocab_size)
+    # The KL divergence: how far, on average, the model has moved from the one at the start.
+    kl = (log_probs.exp() * (log_probs - start_log_probs)).sum(dim=-1).mean()
+    return kl_weight * kl - (advantages[:, None] * drawn).mean()
+
+
+def train():'''),
+        ('    started = time.time()', """\
+    start_model = copy.deepcopy(model)  # stays as it is
+    started = time.time()"""),
+        ("""\
+        x, y = get_batch('train')  # (B, T) each
+        logits, loss = model(x, y)
+        optimizer""", """\
+        loss = reward_loss(start_model)
+        optimizer"""),
+        CLIPPING,
+        # The loss on the text rises: the last weights count, not those with the lowest loss.
+        ("elif losses['val'] < best.get('val', math.inf):", 'else:'),
+    ]
+
+
+# The hyperparameters of bigram.py with which the figures were measured.
+BIGRAM = dict(device='cpu', batch_size=64, block_size=32, max_iters=800, eval_interval=200,
+              eval_iters=10, learning_rate=0.1, seed=1337)
+SUMS = dict(steps=1500, measure=train_and_add, block_size=64, batch_size=16)
+FINE_TUNING = dict(text=library_in_our_characters, measure=fine_tune, steps=200, eval_interval=20,
+                   learning_rate=3e-4, warmup_iters=20)
+REWARD = dict(steps=40, measure=train_with_reward, eval_interval=10, learning_rate=2e-4,
+              warmup_iters=0, weight_decay=0.0, temperature=1.0)
+
+# gpt.py as it is, with which the others are compared.
+PLAIN = {f'{steps:,} steps': change(steps=steps) for steps in (1000, 2000, 3000)}
+VAL = '{val:.2f}'
 
 # What each part is worth: gpt.py without it. What one learns from each row is in README.md.
 PARTS = {
     'nothing': change(steps=3000),
+    'attention': change(('x = x + self.sa(self.ln1(x))', 'pass'), steps=3000),
+    'attention weights: the plain mean of the past instead': change(PLAIN_MEAN, steps=3000),
     'positions': change(WITHOUT_POSITIONS, steps=3000),
     'the causal mask': change(WITHOUT_MASK, steps=3000),
-    'attention weights (the plain mean of the past instead)': change(PLAIN_MEAN, steps=3000),
-    'attention': change(('x = x + self.sa(self.ln1(x))', 'pass'), steps=3000),
     'feed-forward': change(('x = x + self.ffwd(self.ln2(x))', 'pass'), steps=3000),
     'residual connections': change(*WITHOUT_RESIDUALS, steps=3000),
-    'layer norms': change(*norms('nn.Identity()'), steps=3000),
+    'layer norms, all of them': change(*norms('nn.Identity()'), steps=3000),
     'the last layer norm': change(*norms('nn.Identity()', ['ln_f']), steps=3000),
-    'the scale': change(WITHOUT_SCALE, steps=3000),
-    'several heads (one wide head instead)': change(n_head=1, steps=3000),
-    'the scale, with one wide head': change(WITHOUT_SCALE, n_head=1, steps=3000),
-    'warm-up': change(warmup_iters=0, steps=3000),
-    'decay of the learning rate': change(('1 - step / max_iters))', '1))'), steps=3000),
-    'weight decay': change(weight_decay=0.0, steps=3000),
-    "our initial weights (torch's instead)": change(
+    'the scale (division by √hs), heads of 32': change(WITHOUT_SCALE, steps=3000),
+    'several heads: one head of 128 instead': change(n_head=1, steps=3000),
+    'several heads and the scale': change(WITHOUT_SCALE, n_head=1, steps=3000),
+    'our initial weights: those of torch instead': change(
         ('nn.init.normal_(self.token_embedding_table.weight, std=0.1)', 'pass'),
         ('nn.init.normal_(self.position_embedding_table.weight, std=0.1)', 'pass'), steps=3000),
+    'decay of the learning rate': change(('1 - step / max_iters))', '1))'), steps=3000),
+    'warm-up': change(warmup_iters=0, steps=3000),
+    'weight decay': change(weight_decay=0.0, steps=3000),
 }
 
 EXERCISES = dict(enumerate([
@@ -230,7 +333,7 @@ EXERCISES = dict(enumerate([
         'plain mean': change(PLAIN_MEAN)}),
     Exercise('Remove the residual connections', {
         'no residual connections': change(*WITHOUT_RESIDUALS),
-    }, '{val:.2f} (character frequencies alone: {letters:.2f})'),
+    }, '{val:.2f} (character frequencies alone: {unigram:.2f})'),
     Exercise('Leave out the scale', {
         'narrow heads, not scaled': change(WITHOUT_SCALE),
         'one wide head, scaled': change(n_embd=256, n_head=1, n_layer=1),
@@ -306,4 +409,76 @@ EXERCISES = dict(enumerate([
             *FUSED, steps=None, measure=compare_steps, block_size=1024, batch_size=1),
     }, 'a training step takes {ratio:.2f} times as long; before training, the logits differ by at '
        'most {difference:.0e}', compare=False),
+    # Two short ones.
+    Exercise('Count the pairs', {
+        'learned': change(steps=None, measure=train_bigram, script='bigram.py', **BIGRAM),
+        'counted': change(COUNTED, steps=None, measure=train_bigram, script='bigram.py', **BIGRAM),
+    }, 'exact loss {before:.3f} before training, {after:.3f} after it', compare=False),
+    Exercise('The loss at each position', {
+        'the newest run': change(steps=None, measure=measure_positions),
+    }, ', '.join(f'{{position {2 ** n}:.2f}}' for n in range(8)), compare=False),
+    # Train it further.
+    Exercise('Addition', {
+        'usual order': change(text=sums, **SUMS),
+        'reversed': change(text=partial(sums, reverse=True), **SUMS),
+        'three digits, usual order': change(text=partial(sums, numbers=range(100, 1000)), **SUMS),
+        'three digits, reversed': change(
+            text=partial(sums, numbers=range(100, 1000), reverse=True), **SUMS),
+        'reversed, with numbers never seen': change(
+            text=partial(sums, reverse=True, left_out=frozenset({23, 47, 58, 91})), **SUMS),
+    }, '{right} of {asked} sums right; validation loss {val:.2f}', compare=False),
+    Exercise('Fine-tuning', {
+        'fine-tuned': change(FROM_START, train_on(20_000), **FINE_TUNING),
+        'trained on these alone': change(train_on(20_000), **{**FINE_TUNING, **dict(
+            learning_rate=1.5e-3, steps=1000, eval_interval=100)}),
+    }, 'exact loss: {old:.2f} on the old text ({old_before:.2f} before), {new:.2f} on the new one '
+       '({new_before:.2f} before)', compare=False),
+    Exercise('A reward', {
+        f'{name}{with_kl}': change(*rewarded(reward, kl_weight), **REWARD)
+        for name, reward in (('known words', WORDS), ('letters e', LETTERS))
+        for with_kl, kl_weight in (('', 0.0), (', with a KL term', 0.1))
+    }, 'reward {reward:.2f} ({reward_before:.2f} before), exact loss {exact:.2f} '
+       '({exact_before:.2f} before); it writes: `{sample}`', compare=False),
 ]))
+
+
+def row(label, *cells, form=VAL):
+    """A row of a table: each cell a variant, or a pair of a variant and which of its results."""
+    return label, [(cell, form) if isinstance(cell, str) else cell for cell in cells]
+
+
+def rows(names, *forms):
+    """Rows for several variants, with the same results of each."""
+    return [row(name, *((name, form) for form in forms)) for name in names]
+
+
+# The tables in tests/lab/README.md, by exercise.
+TABLES = {
+    5: [row('four heads of 32', '1,000 steps', 'narrow heads, not scaled'),
+        row('one head of 256', 'one wide head, scaled', 'one wide head, not scaled')],
+    8: [row('none: 3 layers, context 128', '1,000 steps'),
+        row('`n_layer = 1`', 'n_layer = 1'),
+        row('`n_layer = 6`', 'n_layer = 6'),
+        row('`block_size = 8`', 'block_size = 8, batch_size = 128'),
+        row('`block_size = 1`', 'block_size = 1, batch_size = 1024')],
+    10: rows([*EXERCISES[10].variants, '1,000 steps'],
+             '{train:.2f}', VAL, '{best:.2f}, at step {best_step:,}'),
+    19: [row('unchanged', '3,000 steps',
+             *(f'plain, learning_rate = {rate}' for rate in ('1e-2', '3e-2'))),
+         row('with query-key norm',
+             *(f'query-key norm, learning_rate = {rate}' for rate in ('1.5e-3', '1e-2', '3e-2')))],
+    20: [row('unchanged', '3,000 steps',
+             *(f'plain, learning_rate = {rate}' for rate in ('1e-2', '3e-2', '1e-1'))),
+         row('with clipping', *(f'clipped, learning_rate = {rate}'
+                                for rate in ('1.5e-3', '1e-2', '3e-2', '1e-1')))],
+    26: [row('loss', *(('the newest run', f'{{position {2 ** n}:.2f}}') for n in range(8)))],
+    27: rows(EXERCISES[27].variants, '{right}', VAL),
+    28: [row('before', ('fine-tuned', '{old_before:.2f}'), ('fine-tuned', '{new_before:.2f}')),
+         *rows(EXERCISES[28].variants, '{old:.2f}', '{new:.2f}')],
+    29: rows(EXERCISES[29].variants,
+             '{reward_before:.2f}', '{reward:.2f}', '{exact_before:.2f}', '{exact:.2f}'),
+}
+
+# All variants that are measured, by exercise.
+GROUPS = {'plain': PLAIN, 'parts': PARTS, **{
+    number: exercise.variants for number, exercise in EXERCISES.items()}}

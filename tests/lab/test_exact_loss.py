@@ -82,6 +82,18 @@ def test_a_model_is_measured_on_the_text_beside_it_which_must_be_the_one_it_was_
         assert 'is not the text that the model was trained on' in message
 
 
+def test_it_says_so_if_the_code_has_changed_since_the_model_was_saved(tmp_path, capsys):
+    gpt = import_script(tmp_path, 'gpt.py', max_iters=10)
+    gpt.train()
+    main([], tmp_path)
+    assert 'has changed' not in capsys.readouterr().err
+    script = tmp_path / 'gpt.py'
+    script.write_text(script.read_text(encoding='utf-8').replace('F.relu(', 'F.silu('),
+                      encoding='utf-8')
+    main([], tmp_path)
+    assert 'the code of gpt.py has changed since' in capsys.readouterr().err
+
+
 def test_of_longer_tokens_the_loss_is_per_character_too(tmp_path, losses_of):
     gpt = import_script(tmp_path, 'gpt.py', TEXT, *EXERCISES[12].variants['300 pairs'].edits)
     for parameter in gpt.model.lm_head.parameters():

@@ -1,6 +1,5 @@
 """exercises.py: each solution fits gpt.py, trains, and does what its exercise says."""
 import math
-import statistics
 from collections import Counter
 
 import pytest
@@ -11,7 +10,7 @@ import exercises
 import measure
 from conftest import (PROJECT, SMALL, TEXT, copy_script, exit_message, load, run_here, save, tokens)
 from measure import DEFAULTS, prepare, read_results, run_python
-from solutions import EXERCISES, PARTS, change
+from solutions import EXERCISES, GROUPS, PARTS, change
 from watch import attention
 
 VARIANTS = {f'{exercise.title}: {name}': variant for exercise in EXERCISES.values()
@@ -268,6 +267,13 @@ def test_a_training_run_that_prints_no_losses_is_an_error():
         read_results(PRINTED.replace('loss', 'error'), TEXT)
 
 
+def test_a_training_run_that_was_stopped_is_no_result():
+    """gpt.py itself ends well after Ctrl-C."""
+    stopped = PRINTED.replace('step 1000 of', 'step 900 of')
+    with pytest.raises(ValueError, match='stopped after step 900 of 1000'):
+        read_results(stopped, TEXT)
+
+
 def test_a_loss_that_is_not_finite_is_a_result(tmp_path):
     """gpt.py ends with an error, and the exercise says what it printed."""
     edit = ('F.cross_entropy(', 'math.nan * F.cross_entropy(')
@@ -297,14 +303,14 @@ def test_a_longer_context_than_in_training_is_measured(project, monkeypatch):
 
 
 def test_a_text_in_which_all_characters_are_equally_frequent():
-    assert read_results(PRINTED, 'abcd' * 1000)['letters'] == pytest.approx(math.log(4))
+    assert read_results(PRINTED, 'abcd' * 1000)['unigram'] == pytest.approx(math.log(4))
 
 
 # --- The program
 def test_it_prints_title_result_and_where_to_read_on(project, monkeypatch, capsys):
     for variant in EXERCISES[4].variants.values():
-        monkeypatch.setattr(variant, 'measure', lambda *_, **__: {'val': 1.5, 'letters': 3.25})
-    monkeypatch.setattr(exercises, 'train', lambda *_, **__: {'val': 1.25, 'letters': 3.25})
+        monkeypatch.setattr(variant, 'measure', lambda *_, **__: {'val': 1.5, 'unigram': 3.25})
+    monkeypatch.setattr(exercises, 'train', lambda *_, **__: {'val': 1.25, 'unigram': 3.25})
     exercises.main(['4'], project)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == '4. Remove the residual connections'
@@ -313,32 +319,30 @@ def test_it_prints_title_result_and_where_to_read_on(project, monkeypatch, capsy
     assert lines[-1] == 'What to expect, and why: exercise 4 in tests/lab/README.md'
 
 
-def test_all_are_measured_also_if_one_fails(project, monkeypatch, capsys):
+def test_all_are_measured_also_if_one_fails(in_one_process, project, monkeypatch, tmp_path, capsys):
     def fail(*_, **__):
         raise ValueError('it does not fit')
-    result = dict.fromkeys(('train', 'val', 'best', 'letters', 'words', 'ratio', 'difference'), 1.5)
-    result.update(best_step=7, sample='', further='', same=128, total=500)
-    variants = [v for exercise in EXERCISES.values() for v in exercise.variants.values()]
-    for variant in variants:
-        monkeypatch.setattr(variant, 'measure', lambda *_, **__: result)
-    monkeypatch.setattr(variants[0], 'measure', fail)
-    monkeypatch.setattr(exercises, 'change', lambda **_: variants[1])
-    exercises.main(['--all'], project)
+    monkeypatch.setattr(exercises, 'EXERCISES', {n: EXERCISES[n] for n in (1, 13, 24)})
+    for group in ('plain', 1, 13, 24):
+        for variant in GROUPS[group].values():
+            monkeypatch.setattr(variant, 'measure', lambda *_, **__: {
+                'val': 1.5, 'sample': '', 'ratio': 0.5, 'difference': 1e-6})
+    monkeypatch.setattr(EXERCISES[13].variants['GELU'], 'measure', fail)
+    exercises.main(['--all'], project, tmp_path / 'results.json')
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 + len(variants) + 1
+    assert len(lines) == 3 + 1 + 2 + 2 + 1
     assert [line for line in lines if 'failed' in line] == [
-        '1. Let it see the future: no mask: failed: it does not fit']
+        '13. GELU, seed 1337: failed: it does not fit']
 
 
-def test_the_parts_are_measured_with_several_seeds_in_a_table(project, monkeypatch, capsys):
-    losses = {1337: 1.5, 1: 1.25, 2: 1.75}
+def test_the_parts_are_measured_with_several_seeds_in_a_table(
+        in_one_process, project, monkeypatch, tmp_path, capsys):
+    losses = {1337: 1.5, 1: 1.25, 2: 1.6}
     for variant in PARTS.values():
         monkeypatch.setattr(variant, 'measure', lambda *_, seed: {'val': losses[seed]})
-    monkeypatch.setattr(exercises.os, 'environ', {})
-    exercises.main(['--parts'], project)
-    rows = capsys.readouterr().out.splitlines()[2:-2]
-    mean = statistics.mean(losses.values())
-    assert rows == [f'| {part} | {mean:.3f} | 1.500, 1.250, 1.750 |' for part in PARTS]
+    exercises.main(['--parts'], project, tmp_path / 'results.json')
+    rows = capsys.readouterr().out.splitlines()[-len(PARTS):]
+    assert rows == [f'| {part} | 1.450 | 1.500, 1.250, 1.600 |' for part in PARTS]
 
 
 def test_a_solution_is_shown_as_a_diff(project, capsys):

@@ -204,7 +204,8 @@ def test_python_i_goes_on_with_the_names_of_the_script(tmp_path, monkeypatch, ca
 # --- Mistakes
 @pytest.mark.parametrize('arguments, words', [
     ([''], 'the text is empty'), (['The é and 😀'], "does not know ['é', '😀']"),
-    (['--checkpoint', 'nowhere.pt'], 'no saved model in nowhere.pt: train with python gpt.py')])
+    (['--checkpoint', 'nowhere.pt'], 'no saved model in nowhere.pt: train with python gpt.py'),
+    (['--checkpoint', __file__], 'is not a saved model: name a file such as gpt-DATE.pt')])
 def test_a_mistake_gets_one_line(tmp_path, arguments, words):
     saved(tmp_path)
     assert words in exit_message(sample.main, arguments, tmp_path)

@@ -11,7 +11,7 @@ import torch
 
 from measure import DEFAULTS
 from scripts import PROJECT, load
-from solutions import EXERCISES
+from solutions import EXERCISES, library_in_our_characters, python_library, sums
 
 README, LAB = PROJECT / 'README.md', PROJECT / 'tests' / 'lab' / 'README.md'
 TEXT = {path: path.read_text(encoding='utf-8') for path in (README, LAB)}
@@ -83,10 +83,22 @@ def test_a_name_in_code_type_is_a_name_in_the_code(path, span):
     assert [name for name in re.findall(r'\b(\w+) = ', span) if name not in given] == []
 
 
-@pytest.mark.parametrize('path', TEXT, ids=lambda path: path.parent.name)
-def test_a_line_of_code_is_a_line_of_the_script(path):
+def test_a_line_of_code_is_a_line_of_the_script():
     code = [line.strip() for line in CODE[PROJECT / 'gpt.py'].splitlines()]
-    assert [line for line in blocks(path, 'python') if line.strip() not in code] == []
+    assert [line for line in blocks(README, 'python') if line.strip() not in code] == []
+
+
+def test_the_code_for_other_texts_writes_those_of_the_solutions(tmp_path, monkeypatch):
+    """The blocks of exercises 27 and 28, as they stand."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'try').mkdir()
+    ours = 'Some words.\n' * 9000
+    (tmp_path / 'input.txt').write_text(ours, encoding='utf-8')
+    (tmp_path / 'other.txt').write_text(python_library(ours), encoding='utf-8')
+    codes = re.findall(r'(?ms)^```python\n(.*?)^```', TEXT[LAB])
+    for code, solution in zip(codes, (sums, library_in_our_characters), strict=True):
+        exec(code, {})
+        assert (tmp_path / 'try/input.txt').read_text(encoding='utf-8') == solution(ours)
 
 
 def test_the_snippet_for_generation_is_the_end_of_both_scripts():
