@@ -6,49 +6,46 @@
 // that is not there yet, so no causal mask is needed.
 'use strict';
 
+/** The sum of a list of numbers. */
+const sum = numbers => numbers.reduce((total, number) => total + number, 0);  // (n) -> ()
+
 /** The sum of two lists of numbers: with a bias, for instance, or in a residual connection. */
 const add = (x, y) => x.map((number, i) => number + y[i]);  // (n), (n) -> (n)
 
+/** The dot product of two lists of numbers. */
+function dot(x, y) {  // (n), (n) -> ()
+  let total = 0;
+  for (let i = 0; i < x.length; i++) total += x[i] * y[i];
+  return total;
+}
+
+/** One of several parts of equal size, n: a row of a matrix, or the numbers of one head. */
+const part = (numbers, i, n) => numbers.subarray(i * n, (i + 1) * n);  // (... * n) -> (n)
+
 /** A linear layer: each output is the dot product of x and a row of weights, plus a bias. */
-function linear(weights, name, x) {
+function linear(weights, name, x) {  // (in) -> (out)
   const weight = weights[`${name}.weight`], bias = weights[`${name}.bias`];  // (out, in), (out)
-  const n = x.length, out = new Float32Array(weight.length / n);  // (out)
-  let row = 0;
-  for (; row + 4 <= out.length; row += 4) {  // four rows at once, which is twice as fast
-    let a = 0, b = 0, c = 0, d = 0;
-    for (let j = 0, i = row * n; j < n; j++, i++) {
-      a += weight[i] * x[j];
-      b += weight[i + n] * x[j];
-      c += weight[i + 2 * n] * x[j];
-      d += weight[i + 3 * n] * x[j];
-    }
-    out[row] = a;
-    out[row + 1] = b;
-    out[row + 2] = c;
-    out[row + 3] = d;
-  }
-  for (; row < out.length; row++) {  // the rows that are left, one at a time
-    for (let j = 0; j < n; j++) out[row] += weight[row * n + j] * x[j];
-  }
+  const out = new Float32Array(weight.length / x.length)
+    .map((_, row) => dot(x, part(weight, row, x.length)));
   return bias ? add(out, bias) : out;  // queries, keys and values have no bias
 }
 
 /** A layer norm: x with mean 0 and variance 1, then a learned scale and shift. */
 function layerNorm(weights, name, x) {  // (C) -> (C)
   const weight = weights[`${name}.weight`], bias = weights[`${name}.bias`];  // (C), (C)
-  const mean = x.reduce((sum, number) => sum + number, 0) / x.length;
-  const variance = x.reduce((sum, number) => sum + (number - mean) ** 2, 0) / x.length;
+  const mean = sum(x) / x.length;
+  const variance = sum(x.map(number => (number - mean) ** 2)) / x.length;
   const size = Math.sqrt(variance + 1e-5);  // never 0, so that we can divide by it
   return x.map((number, i) => (number - mean) / size * weight[i] + bias[i]);
 }
 
 /** Positive numbers that sum to 1: exp(score), divided by the sum of all of them. */
 function softmax(scores) {  // (n) -> (n)
-  const largest = scores.reduce((a, b) => Math.max(a, b));
+  const largest = Math.max(...scores);
   // Without the largest subtracted, exp could become infinite. The result is the same.
   const powers = scores.map(score => Math.exp(score - largest));
-  const sum = powers.reduce((total, power) => total + power, 0);
-  return powers.map(power => power / sum);
+  const total = sum(powers);
+  return powers.map(power => power / total);
 }
 
 /**
@@ -65,21 +62,15 @@ function attention(model, layer, x, past, block, off) {  // (C) -> (C)
   const out = new Float32Array(C);  // (C): the outputs of all heads, one after another
   block.att = [];
   for (let head = 0; head < model.n_head; head++) {
-    const start = head * hs, end = start + hs;  // where this head's numbers are in q, k, v and out
-    const scores = new Float32Array(readable.length);  // (T)
-    for (let j = 0; j < readable.length; j++) {  // how well the query matches the key at j
-      const {k} = readable[j];
-      let sum = 0;
-      for (let i = start; i < end; i++) sum += q[i] * k[i];
-      scores[j] = sum / Math.sqrt(hs);
-    }
+    const ofHead = numbers => part(numbers, head, hs);  // (C) -> (hs)
+    const scores = Float32Array.from(readable, ({k}) =>  // (T): how well the query matches each key
+      dot(ofHead(q), ofHead(k)) / Math.sqrt(hs));
     const att = softmax(scores);  // (T): the attention weights
     block.att.push(att);
     if (off.has(layer * model.n_head + head)) continue;
-    for (let j = 0; j < readable.length; j++) {  // the weighted mean of the values
-      const {v} = readable[j], weight = att[j];
-      for (let i = start; i < end; i++) out[i] += weight * v[i];
-    }
+    readable.forEach(({v}, j) => {  // the weighted mean of the values
+      for (let i = head * hs; i < (head + 1) * hs; i++) out[i] += att[j] * v[i];
+    });
   }
   return linear(model.weights, `${name}.proj`, out);  // (C) -> (C)
 }
@@ -100,7 +91,7 @@ function feedForward(weights, name, x) {  // (C) -> (C)
  */
 function forward(model, id, past, off) {
   const {weights, n_embd} = model;
-  const row = (table, i) => weights[`${table}.weight`].subarray(i * n_embd, (i + 1) * n_embd);
+  const row = (table, i) => part(weights[`${table}.weight`], i, n_embd);
   let x = row('token_embedding_table', id);  // (C): which character this is
   x = add(x, row('position_embedding_table', past.length));  // (C): where it is
   const position = {id, x: [x], blocks: []};
@@ -121,12 +112,8 @@ function logitsOf(model, x) {  // (C) -> (vocab_size)
   return linear(model.weights, 'lm_head', layerNorm(model.weights, 'ln_f', x));
 }
 
-/** The loss: -ln of the probability that softmax would give this id. */
-function crossEntropy(logits, id) {
-  const largest = logits.reduce((a, b) => Math.max(a, b));
-  const sum = logits.reduce((total, logit) => total + Math.exp(logit - largest), 0);
-  return largest + Math.log(sum) - logits[id];
-}
+/** The loss: -ln of the probability of this id. In 64 bits, in which a tiny one is not yet 0. */
+const crossEntropy = (logits, id) => -Math.log(softmax([...logits])[id]);
 
 /** The probabilities from which generate in gpt.py draws the next character. */
 function probabilities(logits, temperature, top_k) {  // (vocab_size) -> (vocab_size)

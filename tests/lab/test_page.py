@@ -69,7 +69,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def tab():
-    """A tab of a browser that is on PATH, or else of an installed Chrome or Edge.
+    """A tab of a browser that is on PATH, or else of an installed Chrome or Edge; what it reports.
 
     Without one, the tests skip. But where CI is set, they fail: no broken page may pass unseen.
     """
@@ -91,30 +91,28 @@ def tab():
                 problems.append(str(error).splitlines()[0])
         else:
             lacking('; '.join([NEEDS, *problems]))
-        yield browser.new_page()
+        tab, seen = browser.new_page(), []
+        tab.on('console', lambda message: seen.append(message.text))
+        tab.on('pageerror', lambda error: seen.append(error.message))
+        tab.on('request', lambda request: seen.append(request.url))
+        yield tab, seen
         browser.close()
 
 
 @pytest.fixture
-def open_page(tab, tmp_path):
+def open_page(tab, tmp_path, models):
     """Opens the page of a model. The test fails if the page has an error, or loads anything."""
-    path, seen = tmp_path / 'gpt.html', []
-    listeners = {'console': lambda message: seen.append(message.text),
-                 'pageerror': lambda error: seen.append(error.message),
-                 'request': lambda request: seen.append(request.url)}
+    path, (tab, seen) = tmp_path / 'gpt.html', tab
+    seen.clear()
 
-    def open_page(gpt, text=WORDS, runs=(), shown=True):
+    def open_page(gpt=models['small'], text=WORDS, runs=(), shown=True):
         path.write_text(inside.page_html(gpt, text, 1, 1, runs), encoding='utf-8')
         resize(tab, 1280)
         tab.goto(path.as_uri())
         assert tab.is_visible('main') == shown, tab.inner_text('#about')
         return tab
 
-    for event, listener in listeners.items():
-        tab.on(event, listener)
     yield open_page
-    for event, listener in listeners.items():
-        tab.remove_listener(event, listener)
     assert set(seen) == {path.as_uri()}
 
 
@@ -131,9 +129,9 @@ def page(gpt, open_page):
 
 
 @pytest.fixture
-def small(models, open_page):
+def small(open_page):
     """The page of the small model, for what does not depend on the size."""
-    return open_page(models['small'])
+    return open_page()
 
 
 def resize(page, width):
@@ -151,8 +149,8 @@ def wait_for(page, condition):
 
 
 def drawn(page):
-    """Waits until the page shows what was typed last."""
-    wait_for(page, '!waiting')
+    """Waits for the animation frame in which the page shows what was typed last."""
+    page.evaluate('new Promise(requestAnimationFrame)')
 
 
 def enter(page, text):
@@ -230,6 +228,7 @@ def test_with_top_k_1_it_writes_what_generate_writes(gpt, page, monkeypatch):
     expected = gpt.decode(gpt.model.generate(torch.tensor([gpt.encode(WORDS)]), 150)[0].tolist())
     assert len(set(expected[-150:])) > 3  # not the same character again and again
     page.fill('#top_k', '1')
+    assert texts(page, '#bars td:nth-child(2)') == ['1.000', *'–' * 15]
     page.evaluate("for (let i = 0; i < 150; i++) find('one').click()")
     drawn(page)
     assert page.input_value('#field') == expected
@@ -238,8 +237,8 @@ def test_with_top_k_1_it_writes_what_generate_writes(gpt, page, monkeypatch):
 
 
 # --- What it shows
-def test_strange_characters_get_a_name(models, open_page):
-    page = open_page(models['small'], STRANGE)
+def test_strange_characters_get_a_name(open_page):
+    page = open_page(text=STRANGE)
     assert texts(page, '#surprise button:visible b') == STRANGE_NAMES[-16:]
 
 
@@ -288,11 +287,6 @@ def test_the_longest_bars_are_the_most_probable_characters_and_one_is_the_rest(g
     assert texts(page, '#bars th')[:15] == names(gpt, best[:15])
     assert numbers(page, '#bars td:nth-child(2)') == pytest.approx(
         [*ps[:15].tolist(), ps[15:].sum().item()], abs=0.0006)
-
-
-def test_characters_that_top_k_forbids_have_no_number(small):
-    small.fill('#top_k', '1')
-    assert texts(small, '#bars td:nth-child(2)') == ['1.000', *'–' * 15]
 
 
 # --- Heads
@@ -407,46 +401,40 @@ def circles(page, selector):
 
 
 @pytest.mark.parametrize('width', [390, 1280])
-def test_the_points_of_the_curves_stand_where_the_axes_say(models, open_page, width):
-    page = open_page(models['small'], runs=[OWN, *OTHERS])
+@pytest.mark.parametrize('history, best, others, cut', [
+    (OWN['history'], 3, OTHERS, 'Losses above 3.0 are cut off: the highest is 4.50.'),
+    ([[0, 4.4, 4.41]], 0, [], ''),
+    ([[500, 2.1, 2.1]], 0, [], ''),
+    ([[0, 2.1, 2.1], [500, 2.2, 2.2]], 1, [], '')], ids=['runs', 'step 0', 'step 500', 'both'])
+def test_the_points_of_the_curves_stand_where_the_axes_say(
+        open_page, history, best, others, cut, width):
+    page = open_page(runs=[{**OWN, 'history': history}, *others])
     resize(page, width)
     wait_for(page, "find('ring').cx.baseVal.value < find('curves').clientWidth")  # drawn anew
     x, y = scale(page, 'x'), scale(page, 'y')
-    assert 0 < x(0) < x(2500) < page.evaluate("find('curves').clientWidth")
-    assert 0 < y(3.0) < y(1.4) < page.evaluate("find('curves').clientHeight")  # 0 is at the top
-    for column, name in ((1, 'train'), (2, 'val')):
-        expected = [[x(report[0]), y(report[column])] for report in OWN['history']]
-        assert circles(page, f'circle.{name}') == [pytest.approx(at, abs=0.1) for at in expected]
-    assert circles(page, '#ring') == [pytest.approx([x(1500), y(1.8)], abs=0.1)]
-    for i, run in enumerate(OTHERS):
+
+    def points(history, column):
+        return [pytest.approx([x(report[0]), y(report[column])], abs=0.1) for report in history]
+
+    assert circles(page, 'circle.train') == points(history, 1)
+    assert circles(page, 'circle.val') == points(history, 2)
+    assert circles(page, '#ring') == points(history, 2)[best:best + 1]
+    for i, run in enumerate(others):
         line = page.locator('#curves .thin').nth(i).get_attribute('d')
-        found = [float(number) for number in re.findall(r'-?[\d.]+', line)]
-        found = found[2:]  # the first point stands there twice
-        assert found == pytest.approx(
-            [at for step, _, val in run['history'] for at in (x(step), y(val))], abs=0.1)
+        found = re.findall(r'([\d.]+) (-?[\d.]+)', line)[1:]  # the first point stands there twice
+        assert [[float(number) for number in pair] for pair in found] == points(run['history'], 2)
+    assert x(0) < x(1) and y(1) < y(0)
+    right, bottom = page.evaluate("[find('curves').clientWidth, find('curves').clientHeight]")
+    for step, _, val in [history[-1], *(run['history'][-1] for run in others)]:
+        assert 0 < x(step) < right and 0 < y(val) < bottom
+    assert page.inner_text('#cut') == cut
+    assert page.is_visible('#runs') == bool(others)
     assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
 
 
-@pytest.mark.parametrize('history', [
-    [[0, 4.4, 4.41]], [[500, 2.1, 2.1]], [[0, 2.1, 2.1], [500, 2.2, 2.2]]])
-def test_a_run_that_has_just_begun_has_its_points(models, open_page, history):
-    page = open_page(models['small'], runs=[{'name': 'gpt-own.pt', 'history': history}])
-    x, y = scale(page, 'x'), scale(page, 'y')
-    step, _, loss = history[-1]
-    assert circles(page, 'circle.val')[-1] == pytest.approx([x(step), y(loss)], abs=0.1)
-    assert circles(page, '#ring') == circles(page, 'circle.val')[-1:]
-    assert len(circles(page, 'circle.train')) == len(history)
-    assert page.is_hidden('#runs') and page.inner_text('#cut') == ''
-
-
-def test_high_losses_at_the_start_are_cut_off_and_the_page_says_so(models, open_page):
-    page = open_page(models['small'], runs=[OWN, *OTHERS])
-    assert page.inner_text('#cut') == 'Losses above 3.0 are cut off: the highest is 4.50.'
-
-
-def test_each_other_run_has_its_name_as_text_and_the_best_comes_first(models, open_page):
+def test_each_other_run_has_its_name_as_text_and_the_best_comes_first(open_page):
     own = {**OWN, 'name': '<i>own</i>.pt'}
-    page = open_page(models['small'], runs=[own, *OTHERS, {'name': 'gpt.pt', 'history': []}])
+    page = open_page(runs=[own, *OTHERS, {'name': 'gpt.pt', 'history': []}])
     assert texts(page, '#runs tr') == [
         'runlowestat step', 'gpt-better.pt1.7002,500', '<i>own</i>.pt (this model)1.8001,500',
         OTHERS[0]['name'] + '2.600300']
@@ -454,8 +442,8 @@ def test_each_other_run_has_its_name_as_text_and_the_best_comes_first(models, op
     assert page.locator('img').count() == 0
 
 
-def test_a_name_and_its_curve_stand_out_together(models, open_page):
-    page = open_page(models['small'], runs=[OWN, *OTHERS])
+def test_a_name_and_its_curve_stand_out_together(open_page):
+    page = open_page(runs=[OWN, *OTHERS])
     x, y = scale(page, 'x'), scale(page, 'y')
     for target in ({'selector': '#runs button >> nth=0'},
                    {'selector': '#curves', 'position': {'x': x(2500), 'y': y(1.7)}}):
@@ -466,8 +454,8 @@ def test_a_name_and_its_curve_stand_out_together(models, open_page):
 
 
 @pytest.mark.parametrize('runs', [[], [{'name': 'gpt.pt', 'history': []}, OWN]])
-def test_a_model_without_a_history_has_no_picture_of_it(models, open_page, runs):
-    page = open_page(models['small'], runs=runs)
+def test_a_model_without_a_history_has_no_picture_of_it(open_page, runs):
+    page = open_page(runs=runs)
     assert page.is_visible('#h-write') and page.is_hidden('#learned')
 
 
