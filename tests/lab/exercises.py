@@ -5,8 +5,8 @@
     python tests/lab/exercises.py 3 --show    prints the changes instead, as diffs
 
 Everything runs on the CPU and in temporary folders: your gpt.py and your models are never touched.
-Each change is made in a copy of the project's gpt.py, with the settings that the figures were measured with.
---steps 100 trains for 100 steps only.
+Each change is made in a copy of the project's gpt.py, with the settings that our figures were
+measured with. --steps 100 trains for 100 steps only.
 
 Our figures come from a record, results.json. These commands write it. They skip what it has from
 the same code, so they can be stopped, and go on later:
@@ -135,20 +135,23 @@ def measure_all(jobs, project, record, steps=None):
                 if 'results' not in same and str(same) not in runs and (
                         steps or not record.find(**same)):
                     runs[str(same)] = pool.submit(measure_one, *job, project, steps)
-            for (group, name, seed), same in waiting:
-                row = {'exercise': group, 'variant': name, 'seed': seed}
-                if 'results' in same:
-                    row.update(same)
-                elif str(same) in runs:
-                    results, seconds = runs[str(same)].result()
-                    row.update(same, steps=steps or GROUPS[group][name].steps, threads=1,
-                               seconds=seconds, torch=torch.__version__, processor=processor(),
-                               results=results)
-                else:
-                    row = {**record.find(**same)[0], **row}
-                if not steps and not isinstance(row['results'], str) and row not in record.rows:
-                    record.add(row)
-                yield row
+            try:
+                for (group, name, seed), same in waiting:
+                    row = {'exercise': group, 'variant': name, 'seed': seed}
+                    if 'results' in same:
+                        row.update(same)
+                    elif str(same) in runs:
+                        results, seconds = runs[str(same)].result()
+                        row.update(same, steps=steps or GROUPS[group][name].steps, threads=1,
+                                   seconds=seconds, torch=torch.__version__,
+                                   processor=processor(), results=results)
+                    else:
+                        row = {**record.find(**same)[0], **row}
+                    if not steps and not isinstance(row['results'], str) and row not in record.rows:
+                        record.add(row)
+                    yield row
+            finally:
+                pool.shutdown(cancel_futures=True)  # Ctrl-C: what has not begun does not begin
 
 
 def work_all(groups, project, record, steps=None, seeds=1):
