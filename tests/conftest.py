@@ -5,7 +5,7 @@ import runpy
 import sys
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
@@ -129,5 +129,5 @@ def module(request, tmp_path):
 def in_one_process(monkeypatch):
     """What exercises.py measures, it measures in this process: here it can be patched."""
     import exercises
-    monkeypatch.setattr(exercises, 'ProcessPoolExecutor', lambda *_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(exercises, 'Pool', lambda *_: ThreadPool(1))
     monkeypatch.setattr(exercises.os, 'environ', {})

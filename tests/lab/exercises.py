@@ -20,10 +20,10 @@ import argparse
 import difflib
 import inspect
 import os
+import signal
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 
@@ -37,6 +37,7 @@ from solutions import EXERCISES, GROUPS, TABLES, change
 
 SEEDS = [1337, 1, 2]
 FROM_NEWEST_RUN = (sample, compare_caches, measure_positions, fine_tune, train_with_reward)
+Pool = get_context('spawn').Pool  # of processes: threads would share the random numbers
 ALONE = (compare_caches, compare_steps, train_in_two_processes)  # on the machine: times count
 
 
@@ -103,6 +104,11 @@ def conditions(group, name, seed, project):
     return fields
 
 
+def leave_ctrl_c_to_others():
+    """For a worker: Ctrl-C reaches the script that it runs, and the process that will end it."""
+    signal.signal(signal.SIGINT, lambda *_: None)
+
+
 def measure_one(group, name, seed, project, steps):
     """The results of a run, or the reason why there are none, and the seconds that it took."""
     variant, started = GROUPS[group][name], time.time()
@@ -122,7 +128,7 @@ def measure_all(jobs, project, record, steps=None):
     """
     os.environ['OMP_NUM_THREADS'] = '1'
     for workers in (2, 1):
-        with ProcessPoolExecutor(workers, get_context('spawn')) as pool:
+        with Pool(workers, leave_ctrl_c_to_others) as pool:
             runs, waiting = {}, []  # runs: by their conditions, so that none is made twice
             for job in jobs:
                 if (GROUPS[job[0]][job[1]].measure in ALONE) != (workers == 1):
@@ -134,24 +140,21 @@ def measure_all(jobs, project, record, steps=None):
                 waiting.append((job, same))
                 if 'results' not in same and str(same) not in runs and (
                         steps or not record.find(**same)):
-                    runs[str(same)] = pool.submit(measure_one, *job, project, steps)
-            try:
-                for (group, name, seed), same in waiting:
-                    row = {'exercise': group, 'variant': name, 'seed': seed}
-                    if 'results' in same:
-                        row.update(same)
-                    elif str(same) in runs:
-                        results, seconds = runs[str(same)].result()
-                        row.update(same, steps=steps or GROUPS[group][name].steps, threads=1,
-                                   seconds=seconds, torch=torch.__version__,
-                                   processor=processor(), results=results)
-                    else:
-                        row = {**record.find(**same)[0], **row}
-                    if not steps and not isinstance(row['results'], str) and row not in record.rows:
-                        record.add(row)
-                    yield row
-            finally:
-                pool.shutdown(cancel_futures=True)  # Ctrl-C: what has not begun does not begin
+                    runs[str(same)] = pool.apply_async(measure_one, (*job, project, steps))
+            for (group, name, seed), same in waiting:
+                row = {'exercise': group, 'variant': name, 'seed': seed}
+                if 'results' in same:
+                    row.update(same)
+                elif str(same) in runs:
+                    results, seconds = runs[str(same)].get()
+                    row.update(same, steps=steps or GROUPS[group][name].steps, threads=1,
+                               seconds=seconds, torch=torch.__version__,
+                               processor=processor(), results=results)
+                else:
+                    row = {**record.find(**same)[0], **row}
+                if not steps and not isinstance(row['results'], str) and row not in record.rows:
+                    record.add(row)
+                yield row
 
 
 def work_all(groups, project, record, steps=None, seeds=1):
