@@ -11,8 +11,10 @@ measured with. --steps 100 trains for 100 steps only.
 Our figures come from a record, results.json. These commands write it. They skip what it has from
 the same code, so they can be stopped, and go on later:
 
-    python tests/lab/exercises.py --all       measures all exercises (about 70 minutes)
+    python tests/lab/exercises.py --all       measures all exercises (more than an hour)
     python tests/lab/exercises.py --parts     measures what each part of gpt.py is worth
+    python tests/lab/exercises.py --results   measures the results in the main README, on our text
+                                              and on the classic corpus, in try/classic.txt
     python tests/lab/exercises.py 3 --record  measures exercise 3; --seeds 3 with three seeds each
     python tests/lab/exercises.py --tables    measures nothing: prints the tables of the READMEs
 """
@@ -33,7 +35,7 @@ from measure import (DEFAULTS, compare_caches, compare_steps, fine_tune, measure
                      prepared, sample, solution, train, train_in_two_processes, train_with_reward)
 from record import RECORD, Record, code_hash, processor, short_hash
 from scripts import PROJECT, find_runs, load, read_checkpoint
-from solutions import EXERCISES, GROUPS, TABLES, change
+from solutions import EXERCISES, GROUPS, RESULTS, TABLES, change
 
 SEEDS = [1337, 1, 2]
 FROM_NEWEST_RUN = (sample, compare_caches, measure_positions, fine_tune, train_with_reward)
@@ -171,7 +173,9 @@ def work_all(groups, project, record, steps=None, seeds=1):
 
 def report(group):
     """How the results of a group are written."""
-    return EXERCISES[group].report if group in EXERCISES else '{val:.3f}'
+    if group in EXERCISES:
+        return EXERCISES[group].report
+    return '{val:.3f}' if group in ('plain', 'parts') else '{exact:.3f}'
 
 
 def cell(record, group, name, form):
@@ -181,14 +185,26 @@ def cell(record, group, name, form):
     return ', '.join(form.format(**row['results']) for row in rows) or '?'
 
 
+def spread(record, group, name):
+    """The mean of the exact losses of a variant, and the lowest and the highest of several."""
+    losses = [row['results']['exact'] for row in record.find(exercise=group, variant=name)]
+    if not losses:
+        return '?'
+    lowest, mean, highest = (f'{loss:.3f}' for loss in (
+        min(losses), statistics.mean(losses), max(losses)))
+    return mean if lowest == highest else f'{mean} ({lowest} to {highest})'
+
+
 def tables(record):
-    """The lines of each table of tests/lab/README.md that the record decides, by group."""
+    """The lines of each table of the READMEs that the record decides, by group."""
     parts = []
     for name in GROUPS['parts']:
         losses = [row['results']['val'] for row in record.find(exercise='parts', variant=name)]
         mean = f'{statistics.mean(losses):.3f}' if losses else '?'
         parts.append(f"| {name} | {mean} | {cell(record, 'parts', name, '{val:.3f}')} |")
-    return {'parts': parts} | {
+    results = [f"| {name} | {spread(record, 'our text', name)} | "
+               f"{spread(record, 'classic corpus', name)} |" for name in RESULTS]
+    return {'results': results, 'parts': parts} | {
         number: ['| ' + ' | '.join([label, *(cell(record, number, *each) for each in cells)]) + ' |'
                  for label, cells in rows]
         for number, rows in TABLES.items()}
@@ -214,9 +230,10 @@ def main(argv=None, project=PROJECT, record_path=RECORD):
     parser.add_argument('--record', action='store_true', help='measure it for the record')
     parser.add_argument('--all', action='store_true', help='measure all for the record')
     parser.add_argument('--parts', action='store_true', help='measure gpt.py without each part')
+    parser.add_argument('--results', action='store_true', help='measure the table of results')
     parser.add_argument('--tables', action='store_true', help="print the READMEs' tables")
     parser.add_argument('--seeds', type=int, choices=[1, 2, 3], help='how many, for the record '
-                        '(default: 3 for --parts, otherwise 1)')
+                        '(default: 3 for --parts and --results, otherwise 1)')
     parser.add_argument('--steps', type=int, help='train for this many steps')
     arguments = parser.parse_args(argv)
     number, steps, seeds = arguments.number, arguments.steps, arguments.seeds
@@ -234,6 +251,9 @@ def main(argv=None, project=PROJECT, record_path=RECORD):
     elif arguments.parts:
         work_all(['parts'], project, record, steps, seeds or 3)
         print(*tables(record)['parts'], sep='\n')
+    elif arguments.results:
+        work_all(['our text', 'classic corpus'], project, record, steps, seeds or 3)
+        print(*tables(record)['results'], sep='\n')
     elif arguments.record:
         work_all([number], project, record, steps, seeds or 1)
     elif arguments.tables:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from exact_loss import exact_loss, load_with_text
+from exact_loss import exact_loss, load_with_text, ngram_loss
 from scripts import (SIZES, edited, find_checkpoint, hyperparameters_of, load, load_checkpoint,
                      read_checkpoint)
 
@@ -171,7 +171,21 @@ def train_bigram(variant, project, steps=None, echo=False, **settings):
     with contextlib.redirect_stdout(sys.stdout if echo else io.StringIO()):
         bigram.train()
     return {'before': before,
-            'after': exact_loss(bigram.model, bigram.val_data, bigram.block_size)}
+            'exact': exact_loss(bigram.model, bigram.val_data, bigram.block_size)}
+
+
+def train_exactly(variant, project, steps=None, echo=False, **settings):
+    """Trains it; the exact loss, too."""
+    with trained(variant, project, steps, echo, **settings) as (results, path):
+        gpt = load_with_text(path)
+        return {**results, 'exact': exact_loss(gpt.model, gpt.val_data, gpt.block_size)}
+
+
+def count_ngrams(variant, project, steps=None, echo=False, **settings):
+    """The exact loss of counts alone."""
+    text, _ = prepared(variant, project)
+    n_train = len(text) * 9 // 10
+    return {'exact': ngram_loss(text[:n_train], text[n_train:])}
 
 
 @torch.no_grad()

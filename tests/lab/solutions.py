@@ -1,13 +1,14 @@
 """The solutions of the exercises in tests/lab/README.md, as edits of gpt.py."""
 import random
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from measure import (Variant, compare_caches, compare_steps, fine_tune, measure_positions, sample,
-                     train, train_and_add, train_and_read_further, train_bigram,
-                     train_in_two_processes, train_with_reward)
+from measure import (Variant, compare_caches, compare_steps, count_ngrams, fine_tune,
+                     measure_positions, sample, train, train_and_add, train_and_read_further,
+                     train_bigram, train_exactly, train_in_two_processes, train_with_reward)
+from scripts import PROJECT
 
 
 def change(*edits, steps=1000, measure=train, text=None, script='gpt.py', **settings):
@@ -42,6 +43,14 @@ def sums(text, numbers=range(10, 100), reverse=False, left_out=frozenset()):
     chance.shuffle(pairs)
     pairs.sort(key=lambda pair: not left_out.isdisjoint(pair))
     return ''.join(f'{a}+{b}={str(a + b)[::-1 if reverse else 1]}\n' for a, b in pairs)
+
+
+def classic_corpus(text):
+    """the classic corpus, from try/classic.txt"""
+    path = PROJECT / 'try/classic.txt'
+    if not path.exists():
+        raise ValueError(f'put the classic corpus into {path}: the README says where it is')
+    return path.read_text(encoding='utf-8')
 
 
 def library_in_our_characters(text):
@@ -413,7 +422,7 @@ EXERCISES = dict(enumerate([
     Exercise('Count the pairs', {
         'learned': change(steps=None, measure=train_bigram, script='bigram.py', **BIGRAM),
         'counted': change(COUNTED, steps=None, measure=train_bigram, script='bigram.py', **BIGRAM),
-    }, 'exact loss {before:.3f} before training, {after:.3f} after it', compare=False),
+    }, 'exact loss {before:.3f} before training, {exact:.3f} after it', compare=False),
     Exercise('The loss at each position', {
         'the newest run': change(steps=None, measure=measure_positions),
     }, ', '.join(f'{{position {2 ** n}:.2f}}' for n in range(8)), compare=False),
@@ -479,6 +488,18 @@ TABLES = {
              '{reward_before:.2f}', '{reward:.2f}', '{exact_before:.2f}', '{exact:.2f}'),
 }
 
+# The table of results in the main README: each row, on our text and on the classic corpus.
+RESULTS = {
+    '`bigram.py`': change(steps=None, measure=train_bigram, script='bigram.py', **BIGRAM),
+    'counts of what followed the last four, three and two characters, mixed: '
+    '`exact_loss.py ngram`': change(steps=None, measure=count_ngrams),
+    '`gpt.py` with two layers, trained for a minute or two': change(
+        steps=2700, measure=train_exactly, n_layer=2, batch_size=16, block_size=64,
+        learning_rate=4e-3),
+    '`gpt.py`, the default': change(steps=None, measure=train_exactly),
+}
+CLASSIC = {name: replace(variant, text=classic_corpus) for name, variant in RESULTS.items()}
+
 # All variants that are measured, by exercise.
-GROUPS = {'plain': PLAIN, 'parts': PARTS, **{
+GROUPS = {'plain': PLAIN, 'parts': PARTS, 'our text': RESULTS, 'classic corpus': CLASSIC, **{
     number: exercise.variants for number, exercise in EXERCISES.items()}}

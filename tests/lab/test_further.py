@@ -13,8 +13,8 @@ import inside
 import measure
 import sample
 from conftest import SMALL, TEXT, copy_script, load, random_model, run_here, save
-from exact_loss import exact_loss, load_with_text, table_loss
-from solutions import EXERCISES, sums
+from exact_loss import exact_loss, load_with_text, ngram_loss, table_loss
+from solutions import CLASSIC, EXERCISES, RESULTS, sums
 
 COUNTED, POSITIONS, ADDITION, FINE_TUNING, REWARD = (EXERCISES[n].variants for n in range(25, 30))
 # The steps are given to the measurement.
@@ -46,7 +46,7 @@ def test_counted_pairs_predict_as_the_table_of_counts_does(project):
     expected = table_loss(bigram.train_data, bigram.val_data, bigram.vocab_size)
     assert counted['before'] == pytest.approx(expected, abs=1e-5)
     assert learned['before'] == pytest.approx(math.log(bigram.vocab_size), abs=1e-5)
-    assert learned['after'] < learned['before']
+    assert learned['exact'] < learned['before']
 
 
 def test_the_loss_at_a_position_is_that_of_a_model_that_has_read_so_much(project, newest_run):
@@ -58,6 +58,29 @@ def test_the_loss_at_a_position_is_that_of_a_model_that_has_read_so_much(project
                                   gpt.val_data[i + n]).item() for i in starts]
         assert result[f'position {n}'] == pytest.approx(statistics.mean(losses), abs=1e-4)
     assert list(result) == [f'position {n}' for n in (1, 2, 4, 8, 16, 32, 64)]
+
+
+# --- The results in the main README
+def test_the_results_are_exact_losses_on_both_texts(project, tmp_path, monkeypatch):
+    counts, gpt = [name for name in CLASSIC if 'ngram' in name or 'default' in name]
+    monkeypatch.setattr('solutions.PROJECT', tmp_path)
+    with pytest.raises(ValueError, match='put the classic corpus into .*try.classic.txt'):
+        measure.count_ngrams(CLASSIC[counts], project)
+    (tmp_path / 'try').mkdir()
+    classic = 'To be, or not to be?\n' * 99 + 'That is it.\n' * 9
+    (tmp_path / 'try/classic.txt').write_text(classic, encoding='utf-8')
+    n_train = len(classic) * 9 // 10
+    assert measure.count_ngrams(CLASSIC[counts], project)['exact'] == pytest.approx(
+        ngram_loss(classic[:n_train], classic[n_train:]))
+    ours = TEXT * 9 + '\nletthere\n'
+    assert measure.count_ngrams(RESULTS[counts], project)['exact'] == pytest.approx(
+        ngram_loss(ours[:len(ours) * 9 // 10], ours[len(ours) * 9 // 10:]))
+    loaded = []
+    monkeypatch.setattr(measure, 'load_with_text', lambda path: (
+        loaded.append(load_with_text(path)) or loaded[0]))
+    result = measure.train_exactly(CLASSIC[gpt], project, 2, **SMALLER)
+    assert loaded[0].text == classic
+    assert result['exact'] == exact_loss(loaded[0].model, loaded[0].val_data, 16)
 
 
 # --- Addition
@@ -212,7 +235,7 @@ def test_training_raises_the_reward_from_that_of_the_newest_run(project, newest_
     settings = {**TRAINED, 'learning_rate': 3e-2, 'eval_iters': 1, 'eval_interval': 12}
     result = measure.train_with_reward(REWARD['letters e'], project, 12, count=60, **settings)
     gpt = load_with_text(newest_run)
-    gpt.temperature = 1.0
+    gpt.temperature, gpt.top_k = 1.0, None
     torch.manual_seed(0)
     idx = gpt.model.generate(torch.zeros((60, 1), dtype=torch.long), 64)[:, 1:]
     share = statistics.mean(gpt.decode(ids).count('e') / 64 for ids in idx.tolist())

@@ -8,14 +8,14 @@ import exercises
 from conftest import PROJECT, TEXT, copy_script
 from exercises import SEEDS, conditions, tables
 from record import Record, code_hash
-from solutions import EXERCISES, GROUPS, TABLES
+from solutions import EXERCISES, GROUPS, RESULTS, TABLES
 
 RECORD = Record()
 READMES = {name: (PROJECT / name).read_text(encoding='utf-8').splitlines()
            for name in ('README.md', 'tests/lab/README.md')}
 
 # The figures of these are from older code: the record does not have their runs yet.
-OLDER = ['plain', 'parts', *range(1, 25)]
+OLDER = ['plain', 'parts', 'our text', 'classic corpus', *range(1, 25)]
 
 # Figures that exercises.py cannot measure, by exercise: those in its text, with the command that
 # shows them.
@@ -152,6 +152,30 @@ def test_the_record_has_all_runs_but_those_whose_figures_are_from_older_code():
     missing = [group for group in GROUPS if not all(
         RECORD.find(exercise=group, variant=name) for name in GROUPS[group])]
     assert missing == OLDER
+
+
+@pytest.mark.skipif('our text' in OLDER, reason='the table of results is from older code')
+def test_the_table_of_results_has_them_cell_by_cell():
+    rows = [line for line in READMES['README.md'] if line.startswith('| `gpt.py`, the default')]
+    end = READMES['README.md'].index(rows[0]) + 1
+    assert READMES['README.md'][end - len(RESULTS):end] == tables(RECORD)['results']
+
+
+def test_a_result_is_the_mean_with_the_lowest_and_the_highest_of_its_seeds(tmp_path):
+    record = Record(tmp_path / 'results.json')
+    for seed, exact in ((1, 1.5), (2, 1.25), (3, 1.6)):
+        record.add({'exercise': 'our text', 'variant': '`gpt.py`, the default', 'seed': seed,
+                    'results': {'exact': exact}})
+    record.add({'exercise': 'classic corpus', 'variant': '`gpt.py`, the default', 'seed': 1,
+                'results': {'exact': 1.75}})
+    assert tables(record)['results'][-1] == (
+        '| `gpt.py`, the default | 1.450 (1.250 to 1.600) | 1.750 |')
+    assert set(tables(record)['results'][0].split(' | ')[1:]) == {'?', '? |'}
+
+
+def test_the_rows_of_the_results_are_those_of_the_main_readme():
+    labels = [line.split(' | ')[0][2:] for line in READMES['README.md']]
+    assert [label for label in labels if label in RESULTS][-len(RESULTS):] == list(RESULTS)
 
 
 def text_of(number):
