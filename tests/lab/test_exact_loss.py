@@ -87,9 +87,8 @@ def test_it_says_so_if_the_code_has_changed_since_the_model_was_saved(tmp_path, 
     gpt.train()
     main([], tmp_path)
     assert 'has changed' not in capsys.readouterr().err
-    script = tmp_path / 'gpt.py'
-    script.write_text(script.read_text(encoding='utf-8').replace('F.relu(', 'F.silu('),
-                      encoding='utf-8')
+    with open(tmp_path / 'gpt.py', 'a', encoding='utf-8') as script:
+        script.write('\nBlock.forward = lambda self, x: x\n')
     main([], tmp_path)
     assert 'the code of gpt.py has changed since' in capsys.readouterr().err
 
