@@ -2,6 +2,8 @@
 import io
 import os
 import runpy
+import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -28,6 +30,12 @@ SMALL_BIGRAM = dict(device='cpu', batch_size=4, block_size=16, max_iters=20, eva
 SMALL = SMALL_BIGRAM | dict(learning_rate=1.5e-3, warmup_iters=5, weight_decay=0.3, n_embd=16,
                             n_head=2, n_layer=2, dropout=0.0, temperature=0.8, top_k=None)
 SMALL_OF = {'bigram.py': SMALL_BIGRAM, 'gpt.py': SMALL}
+
+
+def is_committed(*files):
+    """Whether these files are as they were committed; False where there is no git to tell."""
+    git = ['git', '-C', PROJECT, 'diff', '--quiet', 'HEAD', '--', *files]
+    return bool(shutil.which('git')) and not subprocess.run(git, capture_output=True).returncode
 
 
 def copy_script(folder, script, text=TEXT, *edits, **hyperparameters):

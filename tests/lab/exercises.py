@@ -33,9 +33,9 @@ import torch
 
 from measure import (DEFAULTS, compare_caches, compare_steps, fine_tune, measure_positions,
                      prepared, sample, solution, train, train_in_two_processes, train_with_reward)
-from record import RECORD, Record, code_hash, processor, short_hash
+from record import ON_EACH_PROCESSOR, RECORD, Record, code_hash, processor, short_hash
 from scripts import PROJECT, find_runs, load, read_checkpoint
-from solutions import EXERCISES, GROUPS, RESULTS, TABLES, change
+from solutions import EXERCISES, FULL_LENGTH, GROUPS, RESULTS, TABLES, change
 
 SEEDS = [1337, 1, 2]
 FROM_NEWEST_RUN = (sample, compare_caches, measure_positions, fine_tune, train_with_reward)
@@ -103,6 +103,8 @@ def conditions(group, name, seed, project):
     if variant.measure in FROM_NEWEST_RUN and find_runs(project):
         run = read_checkpoint(find_runs(project)[-1])
         fields['newest run'] = f"seed {run['settings'].get('seed')}, last {run['history'][-1:]}"
+    if group in ON_EACH_PROCESSOR:
+        fields['processor'] = processor()
     return fields
 
 
@@ -175,7 +177,7 @@ def report(group):
     """How the results of a group are written."""
     if group in EXERCISES:
         return EXERCISES[group].report
-    return '{val:.3f}' if group in ('plain', 'parts') else '{exact:.3f}'
+    return '{val:.3f}' if group in ('plain', 'parts') else '{exact:.4f}'
 
 
 def cell(record, group, name, form):
@@ -204,7 +206,9 @@ def tables(record):
         parts.append(f"| {name} | {mean} | {cell(record, 'parts', name, '{val:.3f}')} |")
     results = [f"| {name} | {spread(record, 'our text', name)} | "
                f"{spread(record, 'classic corpus', name)} |" for name in RESULTS]
-    return {'results': results, 'parts': parts} | {
+    full_length = [f"| {name} | {spread(record, 'full length', name)} |" for name in FULL_LENGTH]
+    unchanged = f"| unchanged | {spread(record, 'classic corpus', '`gpt.py`, the default')} |"
+    return {'results': results, 'parts': parts, 21: [unchanged, *full_length]} | {
         number: ['| ' + ' | '.join([label, *(cell(record, number, *each) for each in cells)]) + ' |'
                  for label, cells in rows]
         for number, rows in TABLES.items()}
@@ -247,7 +251,7 @@ def main(argv=None, project=PROJECT, record_path=RECORD):
     if arguments.show:
         show(number, project)
     elif arguments.all:
-        work_all(['plain', *EXERCISES], project, record, steps, seeds or 1)
+        work_all(['plain', *EXERCISES, 'full length'], project, record, steps, seeds or 1)
     elif arguments.parts:
         work_all(['parts'], project, record, steps, seeds or 3)
         print(*tables(record)['parts'], sep='\n')

@@ -3,12 +3,11 @@ import argparse
 import importlib
 import re
 import shlex
-import shutil
-import subprocess
 
 import pytest
 import torch
 
+from conftest import is_committed
 from measure import DEFAULTS
 from scripts import PROJECT, load
 from solutions import EXERCISES, library_in_our_characters, python_library, sums
@@ -124,8 +123,7 @@ def test_the_results_name_the_settings_that_they_were_measured_with():
 
 
 def test_these_settings_are_the_defaults_of_gpt_py():
-    git = ['git', '-C', PROJECT, 'diff', '--quiet', 'HEAD', '--', 'gpt.py', 'input.txt']
-    if not shutil.which('git') or subprocess.run(git, capture_output=True).returncode:
+    if not is_committed('gpt.py', 'input.txt'):
         pytest.skip('gpt.py or input.txt is edited, or there is no git to tell')
     gpt = load(PROJECT / 'gpt.py', device='cpu')
     assert {name: getattr(gpt, name) for name in DEFAULTS} == DEFAULTS
