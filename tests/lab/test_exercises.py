@@ -330,14 +330,15 @@ def test_all_are_measured_also_if_one_fails(in_one_process, project, monkeypatch
     def fail(*_, **__):
         raise ValueError('it does not fit')
     monkeypatch.setattr(exercises, 'EXERCISES', {n: EXERCISES[n] for n in (1, 13, 24)})
-    for group in ('plain', 1, 13, 24):
+    for group in ('plain', 1, 13, 24, 'full length'):
         for variant in GROUPS[group].values():
+            monkeypatch.setattr(variant, 'text', None)
             monkeypatch.setattr(variant, 'measure', lambda *_, **__: {
-                'val': 1.5, 'sample': '', 'ratio': 0.5, 'difference': 1e-6})
+                'val': 1.5, 'exact': 1.5, 'sample': '', 'ratio': 0.5, 'difference': 1e-6})
     monkeypatch.setattr(EXERCISES[13].variants['GELU'], 'measure', fail)
     exercises.main(['--all'], project, tmp_path / 'results.json')
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 + 1 + 2 + 2 + 1
+    assert len(lines) == 3 + 1 + 2 + 4 + 2 + 1
     assert [line for line in lines if 'failed' in line] == [
         '13. GELU, seed 1337: failed: it does not fit']
 
