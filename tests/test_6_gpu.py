@@ -4,7 +4,6 @@ Tensors of the meta device have a shape, a type and a device, but no numbers. Wh
 back from them, by item and tolist, is made up here. (torch's FakeTensorMode would be the other way,
 with a made-up 'cuda', but where torch was built without CUDA, training in it crashes Python.)
 """
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -76,9 +75,9 @@ def test_whatever_is_left_on_another_device_is_an_error(tmp_path, monkeypatch):
 def test_a_sample_leaves_the_random_state_of_a_gpu_as_it_was(module, monkeypatch):
     """On a machine that seems to have one: a generator stands for its random numbers."""
     gpu = torch.Generator()
-    monkeypatch.setattr(torch, 'get_device_module', lambda device_type: SimpleNamespace(
-        device_count=lambda: 1, get_rng_state=lambda number: gpu.get_state(),
-        set_rng_state=lambda state, number: gpu.set_state(state)))
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(torch.cuda, 'get_rng_state', lambda number: gpu.get_state())
+    monkeypatch.setattr(torch.cuda, 'set_rng_state', lambda state, number: gpu.set_state(state))
     before = gpu.get_state()
     sample = Mock(side_effect=lambda idx, max_new_tokens: torch.randint(7, (1, 81), generator=gpu))
     monkeypatch.setattr(module.m, 'generate', sample)
