@@ -338,7 +338,7 @@ def test_all_are_measured_also_if_one_fails(in_one_process, project, monkeypatch
     monkeypatch.setattr(EXERCISES[13].variants['GELU'], 'measure', fail)
     exercises.main(['--all'], project, tmp_path / 'results.json')
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 + 1 + 2 + 4 + 2 + 1
+    assert len(lines) == 3 * 3 + 1 + 2 + 4 + 2 + 1
     assert [line for line in lines if 'failed' in line] == [
         '13. GELU, seed 1337: failed: it does not fit']
 

@@ -25,7 +25,7 @@ ALSO = {15: ['our text'], 21: ['our text', 'classic corpus', 'full length']}
 # Figures that exercises.py cannot measure, by exercise: those in its text, with the command that
 # shows them.
 SHOWN_BY_OTHERS = {
-    0: ('python tests/lab/inside.py --page', '0.78 1.52 2.09 1.05 0.05 0.16 0.57'),
+    0: ('python tests/lab/inside.py --page', '0.80 1.58 2.42 0.06 0.08 0.36 0.58'),
 }
 
 SCRIPT = '''\
@@ -215,6 +215,19 @@ def text_of(number):
 def test_a_table_has_the_results_cell_by_cell(number):
     table = [line for line in text_of(number) if line.startswith('|')]
     assert table[2:] == tables(RECORD)[number]  # below its head and a line
+
+
+@pytest.mark.skipif('our text' in OLDER or 'plain' in OLDER, reason='these are from older code')
+def test_how_far_runs_of_one_version_differ_is_what_the_readme_says():
+    found = re.search(r'differ by ([\d.]+) after 1,000 steps, ([\d.]+) after 3,000, and ([\d.]+)'
+                      r' after 10,000', ' '.join(READMES['README.md']))
+    default = '`gpt.py`, the default'
+    for figure, group, name, key in zip(found.groups(), ('plain', 'plain', 'classic corpus'),
+                                        ('1,000 steps', '3,000 steps', default),
+                                        ('val', 'val', 'exact')):
+        losses = [row['results'][key] for row in RECORD.find(exercise=group, variant=name)]
+        digits = len(figure.partition('.')[2])
+        assert len(losses) >= len(SEEDS) and figure == f'{max(losses) - min(losses):.{digits}f}'
 
 
 @pytest.mark.skipif('parts' in OLDER, reason='the table of parts is from older code')
