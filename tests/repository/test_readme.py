@@ -3,11 +3,13 @@ import argparse
 import importlib
 import re
 import shlex
+import sys
 
 import pytest
 import torch
+from packaging.requirements import Requirement  # comes with pytest
 
-from conftest import is_committed
+from conftest import import_script, is_committed
 from measure import DEFAULTS
 from scripts import PROJECT, load
 from solutions import EXERCISES, library_in_our_characters, python_library, sums
@@ -33,7 +35,8 @@ def spans(path):
 
 
 COMMANDS = [(path, command) for path in TEXT
-            for command in blocks(path, 'sh') + [s for s in spans(path) if SHELL.match(s)]]
+            for command in [*blocks(path, 'sh'), *(s for s in spans(path) if SHELL.match(s)),
+                            *(line[2:] for line in blocks(path, '') if line.startswith('$ '))]]
 
 
 def test_the_first_two_commands_are_the_ones_a_newcomer_needs():
@@ -41,6 +44,18 @@ def test_the_first_two_commands_are_the_ones_a_newcomer_needs():
     install = 'python3 -m venv .venv && .venv/bin/python -m pip install -r requirements.txt'
     assert blocks(README, 'sh')[0] == f'{install} && .venv/bin/python gpt.py'
     assert blocks(README, 'sh')[1] == f'{install} pytest && .venv/bin/python -m pytest'
+
+
+def test_each_python_gets_one_torch_and_the_readme_names_it():
+    lines = (PROJECT / 'requirements.txt').read_text(encoding='utf-8').splitlines()
+    torches = [Requirement(line) for line in lines if line.startswith('torch')]
+    oldest, newest = re.search(r'You need Python 3\.(\d+) to 3\.(\d+)\.', TEXT[README]).groups()
+    for minor in range(int(oldest), int(newest) + 1):
+        here = {'python_version': f'3.{minor}'}
+        assert [torch.marker.evaluate(here) for torch in torches].count(True) == 1, here
+    releases = [str(torch.specifier).removeprefix('==') for torch in torches]
+    named = re.findall(r'torch(?:==| )(\d+\.\d+\.\d+)', TEXT[README])
+    assert named and set(named) <= set(releases)
 
 
 def test_the_workflow_runs_these_commands_as_they_stand():
@@ -82,9 +97,25 @@ def test_a_name_in_code_type_is_a_name_in_the_code(path, span):
     assert [name for name in re.findall(r'\b(\w+) = ', span) if name not in given] == []
 
 
-def test_a_line_of_code_is_a_line_of_the_script():
-    code = [line.strip() for line in CODE[PROJECT / 'gpt.py'].splitlines()]
-    assert [line for line in blocks(README, 'python') if line.strip() not in code] == []
+def test_the_code_that_goes_on_with_a_saved_model_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    code = next(code for code in re.findall(r'(?ms)^```python\n(.*?)^```', TEXT[README])
+                if 'import gpt' in code)
+    gpt = import_script(tmp_path, 'gpt.py', TEXT[README] * 2)
+    gpt.train()
+    [saved] = tmp_path.glob('gpt-*.pt')
+    saved.rename(tmp_path / re.search(r'gpt-[\d-]+\.pt', code)[0])
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'gpt', raising=False)
+    names = {}
+    exec(code.replace('1000', '20'), names)  # a shorter run
+    monkeypatch.delitem(sys.modules, 'gpt')
+    out = capsys.readouterr().out
+    assert f"{names['saved']['settings']} {gpt.history[-1]}\n" in out
+    assert len(re.search(r'\n(FLINT:(?s:.*?))\n[\d,]+ parameters', out)[1]) == 206
+    assert 'step 20 of 20' in out and len(list(tmp_path.glob('gpt-*.pt'))) == 2
+    assert names['gpt'].learning_rate == 3e-4
 
 
 def test_the_code_for_other_texts_writes_those_of_the_solutions(tmp_path, monkeypatch):
