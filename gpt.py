@@ -271,6 +271,7 @@ def save(step, losses, started):
         best.clear()
         print(f'    from the next report on, saved in {path.name}')
     elif losses['val'] < best.get('val', math.inf):
+        # a copy: what state_dict returns changes with every further step
         best.update(val=losses['val'], weights=copy.deepcopy(model.state_dict()))
     history.append((step, losses['train'], losses['val']))
     if best:

@@ -226,10 +226,8 @@ CLIPPING = ('        optimizer.step()',
             '        nn.utils.clip_grad_norm_(model.parameters(), 1.0)\n        optimizer.step()')
 MEAN_OF_FIVE = [  # in the place of the best weights
     ('best = {}', 'recent = []  # the weights at the last five reports\nbest = {}'),
-    ("""\
-    elif losses['val'] < best.get('val', math.inf):
-        best.update(val=losses['val'], weights=copy.deepcopy(model.state_dict()))""", """\
-    else:
+    ("elif losses['val'] < best.get('val', math.inf):", 'else:'),
+    ("        best.update(val=losses['val'], weights=copy.deepcopy(model.state_dict()))", """\
         recent.append(copy.deepcopy(model.state_dict()))
         del recent[:-5]
         best.update(weights={name: sum(weights[name] for weights in recent) / len(recent)

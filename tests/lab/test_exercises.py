@@ -1,6 +1,7 @@
 """exercises.py: each solution fits gpt.py, trains, and does what its exercise says."""
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -311,6 +312,18 @@ def test_a_longer_context_than_in_training_is_measured(project, monkeypatch):
 
 def test_a_text_in_which_all_characters_are_equally_frequent():
     assert read_results(PRINTED, 'abcd' * 1000)['unigram'] == pytest.approx(math.log(4))
+
+
+def test_the_mean_of_the_weights_is_that_of_the_last_five_reports(solved, monkeypatch):
+    variant = GROUPS['full length']['the mean of the weights at the last five reports']
+    gpt, weights = solved(replace(variant, text=None), steps=7, eval_interval=1), []
+    save = gpt.save
+    monkeypatch.setattr(gpt, 'save', lambda step, *others: (
+        weights.append(gpt.model.lm_head.weight.detach().clone()), save(step, *others)))
+    gpt.train()
+    assert len(weights) == 8
+    assert torch.allclose(gpt.best['weights']['lm_head.weight'], sum(weights[-5:]) / 5, atol=1e-7)
+    assert not torch.allclose(weights[-1], sum(weights[-5:]) / 5, atol=1e-7)
 
 
 # --- The program

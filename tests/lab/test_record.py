@@ -21,7 +21,7 @@ OLDER = ['plain', 'parts', 'full length', *range(1, 6),
          *range(7, 25)]
 
 # Other groups whose results stand in the text of an exercise.
-ALSO = {15: ['our text'], 21: ['our text', 'classic corpus', 'full length']}
+ALSO = {15: ['our text', 7], 21: ['our text', 'classic corpus', 'full length']}
 
 # Figures that exercises.py cannot measure, by exercise: those in its text, with the command that
 # shows them.

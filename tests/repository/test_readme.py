@@ -113,7 +113,8 @@ def test_the_code_that_goes_on_with_a_saved_model_runs_as_it_stands(tmp_path, mo
     monkeypatch.delitem(sys.modules, 'gpt')
     out = capsys.readouterr().out
     assert f"{names['saved']['settings']} {gpt.history[-1]}\n" in out
-    assert len(re.search(r'\n(FLINT:(?s:.*?))\n[\d,]+ parameters', out)[1]) == 206
+    written, loss = re.search(r'\n(FLINT:(?s:.*?))\n(\d+\.\d+)\n[\d,]+ parameters', out).groups()
+    assert len(written) == 206 and 0 < float(loss) < 10
     assert 'step 20 of 20' in out and len(list(tmp_path.glob('gpt-*.pt'))) == 2
     assert names['gpt'].learning_rate == 3e-4
 
