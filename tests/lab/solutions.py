@@ -479,8 +479,10 @@ TABLES = {
         row('`n_layer = 6`', 'n_layer = 6'),
         row('`block_size = 8`', 'block_size = 8, batch_size = 128'),
         row('`block_size = 1`', 'block_size = 1, batch_size = 1024')],
-    10: rows([*EXERCISES[10].variants, '1,000 steps'],
-             '{train:.2f}', VAL, '{best:.2f}, at step {best_step:,}'),
+    10: [row(label, *((name, form) for form in (
+             '{train:.2f}', VAL, '{best:.2f}, at step {best_step:,}')))
+         for label, name in [*((name, name) for name in EXERCISES[10].variants),
+                             ('all of the text, a million characters', '1,000 steps')]],
     19: [row('unchanged', '3,000 steps',
              *(f'plain, learning_rate = {rate}' for rate in ('1e-2', '3e-2'))),
          row('with query-key norm',
