@@ -49,7 +49,7 @@ def test_the_first_two_commands_are_the_ones_a_newcomer_needs():
 def test_each_python_gets_one_torch_and_the_readme_names_it():
     lines = (PROJECT / 'requirements.txt').read_text(encoding='utf-8').splitlines()
     torches = [Requirement(line) for line in lines if line.startswith('torch')]
-    oldest, newest = re.search(r'You need Python 3\.(\d+) to 3\.(\d+)\.', TEXT[README]).groups()
+    oldest, newest = re.search(r'You need Python 3\.(\d+) to 3\.(\d+)\b', TEXT[README]).groups()
     for minor in range(int(oldest), int(newest) + 1):
         here = {'python_version': f'3.{minor}'}
         assert [torch.marker.evaluate(here) for torch in torches].count(True) == 1, here
