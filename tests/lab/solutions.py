@@ -502,7 +502,7 @@ TABLES = {
 # The table of results in the main README: each row, on our text and on the classic corpus.
 RESULTS = {
     '`bigram.py`': change(steps=None, measure=train_bigram, script='bigram.py', **BIGRAM),
-    'counts of what followed the last four, three and two characters, mixed: '
+    'counts of what followed the same four characters before, or fewer if these are rare: '
     '`exact_loss.py ngram`': change(steps=None, measure=count_ngrams),
     '`gpt.py` with two layers, trained for a minute or two': change(
         steps=2700, measure=train_exactly, n_layer=2, batch_size=16, block_size=64,

@@ -231,15 +231,10 @@ def test_how_far_runs_of_one_version_differ_is_what_the_readme_says():
 
 
 @pytest.mark.skipif('parts' in OLDER, reason='the table of parts is from older code')
-def test_the_parts_have_the_results_cell_by_cell_in_both_readmes():
+def test_the_parts_have_the_results_cell_by_cell():
     parts = {line.split(' | ')[0]: line for line in tables(RECORD)['parts']}
     rows = [line for line in READMES['tests/lab/README.md'] if line.split(' | ')[0] in parts]
     assert [' | '.join(row.split(' | ')[:3]) + ' |' for row in rows] == list(parts.values())
-    rows = [line.split(' | ') for line in READMES['README.md'] if line.split(' | ')[0] in parts]
-    for label, loss, *_ in rows:
-        losses = [row['results']['val'] for row in RECORD.find(exercise='parts', variant=label[2:])]
-        assert loss == f'{statistics.mean(losses):.2f}', label
-    assert len(rows) >= 9
 
 
 @pytest.mark.parametrize('number', [number for number in EXERCISES if number not in OLDER])
