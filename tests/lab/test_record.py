@@ -17,7 +17,7 @@ READMES = {name: (PROJECT / name).read_text(encoding='utf-8').splitlines()
            for name in ('README.md', 'tests/lab/README.md')}
 
 # The figures of these are from older code: the record does not have their runs yet.
-OLDER = ['parts', 'full length', 20, 21]
+OLDER = ['parts', 'full length', 21]
 
 # Other groups whose results stand in the text of an exercise.
 ALSO = {15: ['our text', 7], 21: ['our text', 'classic corpus', 'full length']}
