@@ -16,9 +16,6 @@ RECORD = Record()
 READMES = {name: (PROJECT / name).read_text(encoding='utf-8').splitlines()
            for name in ('README.md', 'tests/lab/README.md')}
 
-# The figures of these are from older code: the record does not have their runs yet.
-OLDER = ['parts']
-
 # Other groups whose results stand in the text of an exercise.
 ALSO = {15: ['our text', 7], 21: ['our text', 'classic corpus', 'full length']}
 
@@ -167,7 +164,7 @@ def test_the_list_says_which_figures_are_from_older_code(project, tmp_path, caps
 
 
 # --- The figures
-def test_the_record_has_all_runs_but_those_whose_figures_are_from_older_code():
+def test_the_record_has_all_runs_and_none_from_older_code():
     older = [group for group in GROUPS if not all(
         RECORD.find(exercise=group, variant=name) for name in GROUPS[group])]
     if is_committed('gpt.py', 'bigram.py'):  # whoever edits them keeps our record
@@ -176,10 +173,9 @@ def test_the_record_has_all_runs_but_those_whose_figures_are_from_older_code():
             _, source = prepared(variant, PROJECT, seed=row['seed'])
             if row['code'] != code_hash(source, DEFAULTS):
                 older.append(row)
-    assert older == OLDER
+    assert older == []
 
 
-@pytest.mark.skipif('our text' in OLDER, reason='the table of results is from older code')
 def test_the_table_of_results_has_them_cell_by_cell():
     rows = [line for line in READMES['README.md'] if line.startswith('| `gpt.py`, the default')]
     end = READMES['README.md'].index(rows[0]) + 1
@@ -210,14 +206,12 @@ def text_of(number):
     return lines[start:start + lines[start:].index('</details>')]
 
 
-@pytest.mark.parametrize('number', [number for number in tables(RECORD)
-                                    if number in EXERCISES and number not in OLDER])
+@pytest.mark.parametrize('number', [number for number in tables(RECORD) if number in EXERCISES])
 def test_a_table_has_the_results_cell_by_cell(number):
     table = [line for line in text_of(number) if line.startswith('|')]
     assert table[2:] == tables(RECORD)[number]  # below its head and a line
 
 
-@pytest.mark.skipif('our text' in OLDER or 'plain' in OLDER, reason='these are from older code')
 def test_how_far_runs_of_one_version_differ_is_what_the_readme_says():
     found = re.search(r'differ by ([\d.]+) after 1,000 steps, ([\d.]+) after 3,000, and ([\d.]+)'
                       r' after 10,000', ' '.join(READMES['README.md']))
@@ -228,9 +222,10 @@ def test_how_far_runs_of_one_version_differ_is_what_the_readme_says():
         losses = [row['results'][key] for row in RECORD.find(exercise=group, variant=name)]
         digits = len(figure.partition('.')[2])
         assert len(losses) >= len(SEEDS) and figure == f'{max(losses) - min(losses):.{digits}f}'
+    in_lab = ' '.join(READMES['tests/lab/README.md'])
+    assert re.search(r'its mean is larger than (\d\.\d+)', in_lab)[1] == found[2]
 
 
-@pytest.mark.skipif('full length' in OLDER, reason='these are from older code')
 def test_what_else_was_tried_has_its_results():
     text = ' '.join(READMES['README.md'])
     text = text[text.index('**Can you do better?**'):text.index('How it was measured')]
@@ -239,14 +234,13 @@ def test_what_else_was_tried_has_its_results():
     assert figures and [figure for figure in figures if not shown(figure, losses)] == []
 
 
-@pytest.mark.skipif('parts' in OLDER, reason='the table of parts is from older code')
 def test_the_parts_have_the_results_cell_by_cell():
     parts = {line.split(' | ')[0]: line for line in tables(RECORD)['parts']}
     rows = [line for line in READMES['tests/lab/README.md'] if line.split(' | ')[0] in parts]
     assert [' | '.join(row.split(' | ')[:3]) + ' |' for row in rows] == list(parts.values())
 
 
-@pytest.mark.parametrize('number', [number for number in EXERCISES if number not in OLDER])
+@pytest.mark.parametrize('number', EXERCISES)
 def test_a_quoted_sample_is_one_that_was_written(number):
     samples = ' '.join(row['results'].get('sample', '') for row in RECORD.find(exercise=number))
     quotes = re.findall(r'"([^"]*)"', re.sub('`[^`]*`', '', ' '.join(text_of(number)[1:])))
@@ -282,7 +276,7 @@ def results_of(number):
     return values
 
 
-@pytest.mark.parametrize('number', [number for number in EXERCISES if number not in OLDER])
+@pytest.mark.parametrize('number', EXERCISES)
 def test_a_figure_in_the_text_of_an_exercise_is_one_of_its_results(number):
     text = ' '.join(line for line in text_of(number)[1:] if not line.startswith('|'))
     text = re.sub(r'`[^`]*`|\]\([^)]*\)|"[^"]*"', '', text)  # no settings, addresses, samples
