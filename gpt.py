@@ -4,7 +4,7 @@ Read bigram.py first: a transformer reads its whole context, not only the last c
 
 Run it with: python gpt.py
 It trains, saves its best weights in gpt-DATE.pt, and generates 500 characters with them. With
-the input.txt here, the val loss falls to about 1.3, in seven to eight minutes on two CPU cores.
+the input.txt here, the val loss falls to about 1.3, in about eight minutes on two CPU cores.
 (If there is a GPU, it runs there; not measured.)
 """
 import copy
