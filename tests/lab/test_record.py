@@ -83,6 +83,13 @@ def test_a_result_of_the_default_stays_beside_those_of_other_processors(tmp_path
     assert losses('our text') == [4.0]  # of other code, none stays
 
 
+def test_the_default_is_measured_on_each_processor(project, monkeypatch):
+    monkeypatch.setattr(exercises, 'processor', lambda: 'another one')
+    default = '`gpt.py`, the default'
+    assert conditions('our text', default, 1, project)['processor'] == 'another one'
+    assert 'processor' not in conditions('plain', '1,000 steps', 1, project)
+
+
 @pytest.fixture
 def project(tmp_path):
     copy_script(tmp_path / 'project', 'gpt.py', TEXT)

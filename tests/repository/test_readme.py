@@ -24,8 +24,8 @@ SHELL = re.compile(r'(python3?|pip|py|uv|git|curl|sudo|source|torchrun|diff|%run
 
 def blocks(path, language):
     """The lines of all blocks of code in a language."""
-    found = re.findall(rf'(?ms)^```{language}\n(.*?)^```', TEXT[path])
-    return [line for block in found for line in block.splitlines()]
+    found = re.findall(r'(?ms)^```(\w*)\n(.*?)^```$', TEXT[path])
+    return [line for name, block in found if name == language for line in block.splitlines()]
 
 
 def spans(path):
@@ -101,6 +101,7 @@ def test_the_code_that_goes_on_with_a_saved_model_runs_as_it_stands(tmp_path, mo
     code = next(code for code in re.findall(r'(?ms)^```python\n(.*?)^```', TEXT[README])
                 if 'import gpt' in code)
     gpt = import_script(tmp_path, 'gpt.py', TEXT[README] * 2)
+    assert set(re.findall(r'gpt\.(\w+)', code)) <= set(vars(gpt))  # what it sets exists
     gpt.train()
     [saved] = tmp_path.glob('gpt-*.pt')
     saved.rename(tmp_path / re.search(r'gpt-[\d-]+\.pt', code)[0])
