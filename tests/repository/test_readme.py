@@ -31,7 +31,8 @@ def blocks(path, language):
 def spans(path):
     """What stands in code type in the prose: names, files, commands."""
     prose = re.sub(r'(?ms)^```.*?^```', '', TEXT[path])
-    return sorted(set(re.findall(r'`([^`\n]+)`', prose)))
+    return sorted({' '.join(span.split())  # one may go on in the next line
+                   for paragraph in prose.split('\n\n') for span in paragraph.split('`')[1::2]})
 
 
 COMMANDS = [(path, command) for path in TEXT
